@@ -1,0 +1,246 @@
+"""The bundle: what is shipped to a device. A folder of files and one `manifest.json` that lists them by hash.
+
+1. The manifest names every file with its SHA-256 and size; a bundle with a file more, less or different is refused.
+2. `bundle_id` is the SHA-256 of the manifest without that field, so it covers every byte of the bundle.
+3. A name in a manifest is relative and stays in the folder.
+4. Only this version's format is read; unknown fields are refused. Format page: docs/bundle-format.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from edge_ilseg.errors import BundleError
+from edge_ilseg.files import sha256_bytes, sha256_file, write_bytes
+from edge_ilseg.metrics import Metrics
+
+FORMAT = "edge-ilseg-bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20
+
+Runtime = Literal["onnxruntime", "openvino"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+class ClassEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One class, in channel order."""
+
+    name: str
+    step: int
+    color: tuple[int, int, int]
+
+
+class StepEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The training step that the models come from."""
+
+    index: int
+    name: str
+    id: str
+    parent_id: str | None
+    method: str
+    encoder_sha256: str
+    encoder_frozen: bool
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens to an image before the model sees it; cast and normalisation are inside the model."""
+
+    height_px: int
+    width_px: int
+    layout: Literal["NHWC"] = "NHWC"
+    dtype: Literal["uint8"] = "uint8"
+    color: Literal["RGB"] = "RGB"
+    resizer: Literal["pillow-bilinear"] = "pillow-bilinear"
+    fit: Literal["stretch"] = "stretch"
+
+
+class CalibrationEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the int8 ranges were found."""
+
+    method: str
+    image_ids: tuple[str, ...]
+    images_sha256: str
+    reduce_range: bool
+    ranges_file: str | None
+
+
+class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model of the bundle. `files[0]` is what the runtime opens."""
+
+    runtime: Runtime
+    precision: Precision
+    files: tuple[str, ...]
+    outputs: tuple[Literal["mask", "logits"], ...]
+    opset: int
+    golden_masks: str
+    """.npy file: uint8, N x H x W, what this model gave for the golden images when it was made."""
+    calibration: CalibrationEntry | None
+    expected: Metrics | None
+    """Scores of this very model on `Manifest.expected_data`, measured at export."""
+
+
+class ParityRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One stage of the chain torch -> ... -> int8, compared with the first."""
+
+    stage: str
+    max_abs: float | None
+    relative_rmse: float | None
+    agreement: float
+    miou_old: float | None
+    miou_new: float | None
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bundle's table of contents; see docs/bundle-format.md."""
+
+    format: Literal["edge-ilseg-bundle"]
+    format_version: int
+    bundle_id: str
+    created: str
+    step: StepEntry
+    classes: tuple[ClassEntry, ...]
+    background: str | None
+    preprocessing: Preprocessing
+    models: tuple[ModelEntry, ...]
+    golden_images: str
+    """.npy file: uint8, N x H x W x 3, at the model's input size."""
+    expected_data: str | None
+    parity: tuple[ParityRow, ...]
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in channel order."""
+        return tuple(entry.name for entry in self.classes)
+
+    @property
+    def old_count(self) -> int:
+        """How many of the first channels the parent step had already; 0 at step 0."""
+        return sum(entry.step < self.step.index for entry in self.classes)
+
+    def model(self, runtime: Runtime, precision: Precision) -> ModelEntry:
+        """The entry for a runtime and a precision.
+
+        Raises:
+            BundleError: the bundle has no such model; the error lists those that it has.
+        """
+        for entry in self.models:
+            if (entry.runtime, entry.precision) == (runtime, precision):
+                return entry
+        raise BundleError(
+            "the bundle has no such model",
+            found=", ".join(f"{entry.runtime}/{entry.precision}" for entry in self.models) or "no model at all",
+            expected=f"{runtime}/{precision}",
+            hint=f"export it: edge-ilseg export --target {'onnx' if runtime == 'onnxruntime' else runtime} "
+            f"--precision {precision}",
+        )
+
+
+def manifest_id(manifest: Manifest) -> str:
+    """SHA-256 of the manifest's canonical JSON with an empty `bundle_id` (rule 2)."""
+    blank = msgspec.structs.replace(manifest, bundle_id="")
+    return sha256_bytes(msgspec.json.encode(blank, order="sorted"))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Fill in `files` and `bundle_id` from what lies in `folder` and write `manifest.json`; done last."""
+    entries = {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    manifest = msgspec.structs.replace(manifest, files=entries, bundle_id="")
+    manifest = msgspec.structs.replace(manifest, bundle_id=manifest_id(manifest))
+    write_bytes(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    return manifest
+
+
+def parse_manifest(data: bytes, *, where: object = None) -> Manifest:
+    """Turn the bytes of a `manifest.json` into a `Manifest`.
+
+    Raises:
+        BundleError: not JSON, another format or version, a missing or unknown field, a name that leaves the folder,
+            or a `bundle_id` that does not fit the rest.
+    """
+    try:
+        head = msgspec.json.decode(data, type=dict[str, object])
+    except msgspec.DecodeError as error:
+        raise BundleError("the manifest is not JSON", where=where, found=str(error)) from error
+    if (head.get("format"), head.get("format_version")) != (FORMAT, FORMAT_VERSION):
+        raise BundleError(
+            "the manifest has a format that this version does not read",
+            where=where,
+            found=f"{head.get('format')!r} version {head.get('format_version')!r}",
+            expected=f"{FORMAT!r} version {FORMAT_VERSION}",
+            hint="update edge-ilseg on this machine, or export the bundle again",
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError("the manifest is damaged", where=where, found=str(error)) from error
+    for name in manifest.files:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not parts.parts:
+            raise BundleError("a file name in the manifest leaves the bundle", where=where, found=repr(name))
+    if manifest.bundle_id != manifest_id(manifest):
+        raise BundleError(
+            "the manifest was changed after it was written",
+            where=where,
+            found=f"content {manifest_id(manifest)[:12]}",
+            expected=f"bundle_id {manifest.bundle_id[:12]}",
+            hint="copy or export the bundle again",
+        )
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `manifest.json`; the files it lists are checked by `check_files`.
+
+    Raises:
+        BundleError: the folder is no bundle, or its manifest is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError("the manifest is too large", where=path, found=f"{path.stat().st_size} bytes")
+        return parse_manifest(path.read_bytes(), where=path)
+    except FileNotFoundError as error:
+        raise BundleError("this folder is no bundle: it has no manifest.json", where=folder) from error
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Check every file of the bundle against its hash (rule 1).
+
+    Raises:
+        BundleError: a file is missing, added, or differs; the error names the first one.
+    """
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / MANIFEST_NAME
+    }
+    for name in sorted(present ^ set(manifest.files)):
+        what = "is missing from the bundle" if name in manifest.files else "is not in the manifest"
+        raise BundleError(f"a file {what}", where=folder / name, hint="copy or export the bundle again")
+    for name, entry in manifest.files.items():
+        size = (folder / name).stat().st_size
+        if size != entry.bytes or sha256_file(folder / name) != entry.sha256:
+            raise BundleError(
+                "a file of the bundle is damaged",
+                where=folder / name,
+                found=f"{size} bytes, sha256 {sha256_file(folder / name)[:12]}",
+                expected=f"{entry.bytes} bytes, sha256 {entry.sha256[:12]}",
+                hint="copy or export the bundle again",
+            )

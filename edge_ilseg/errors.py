@@ -1,0 +1,108 @@
+"""The errors that a user can meet, in one style.
+
+1. Every error says what was wrong and, as far as known: where, what was found, what was expected, what to do.
+2. An error that the user can mend is an `EdgeIlsegError`; anything else is a defect of this program: it keeps its
+   traceback.
+3. The command line has one error boundary (`edge_ilseg.cli`); nothing below it prints or exits.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Iterable
+
+EXIT_PASSED = 0
+EXIT_RETENTION = 1  # verify: the model forgot, or learned too little
+EXIT_PARITY = 2  # verify, export: a runtime does not compute what it should
+EXIT_ARTEFACT = 3  # everything else: bad input, damaged file, missing package, wrong usage
+
+
+class EdgeIlsegError(Exception):
+    """What was wrong, where, what was found, what was expected, what to do."""
+
+    exit_code = EXIT_ARTEFACT
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        for label, value in (
+            ("where:    ", self.where),
+            ("found:    ", self.found),
+            ("expected: ", self.expected),
+            ("do:       ", self.hint),
+        ):
+            if value is not None:
+                parts.append(f"  {label}{value}")
+        return "\n".join(parts)
+
+
+class ConfigError(EdgeIlsegError):
+    """A configuration file or an option has a value that cannot be used."""
+
+
+class DataError(EdgeIlsegError):
+    """A data set, an image or a mask cannot be used."""
+
+
+class ClassNameError(EdgeIlsegError):
+    """A class name is unknown, known already, or without a single image."""
+
+
+class WorkspaceError(EdgeIlsegError):
+    """A workspace or one of its steps is missing, damaged or in the way."""
+
+
+class TrainingError(EdgeIlsegError):
+    """Training cannot go on."""
+
+
+class ExportError(EdgeIlsegError):
+    """A model cannot be exported."""
+
+
+class ParityError(ExportError):
+    """Two forms of one model do not compute the same."""
+
+    exit_code = EXIT_PARITY
+
+
+class BundleError(EdgeIlsegError):
+    """A bundle is missing a file, damaged, or of a format that this version does not read."""
+
+
+class MissingPackageError(EdgeIlsegError):
+    """A package, a runtime or a facility of the machine is missing."""
+
+
+def check_extra(extra: str, modules: Iterable[str], purpose: str) -> None:
+    """Raise `MissingPackageError` when one of `modules` cannot be imported, naming the extra that brings it."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"{purpose} needs a package that is not installed",
+            found=f"no module named {', '.join(missing)}",
+            hint=f"pip install 'edge-ilseg[{extra}]'",
+        )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """`"did you mean 'boat'?"` for a near miss, `None` when nothing is near."""
+    lowered = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    return f"did you mean {lowered[near[0]]!r}?" if near else None

@@ -1,0 +1,130 @@
+"""Segmentation metrics: count first (one confusion matrix, void left out), score later.
+
+`confusion[i, j]` is the number of pixels of true channel i that were predicted as channel j (int64, K x K).
+A class without a pixel in truth and prediction has no IoU: it is `nan` here, `null` in JSON, and out of every mean.
+Conventions, named with every table: mIoU "with background" averages over all classes, "without" leaves the background
+class out; mPA is the overall pixel accuracy and mCA the mean class accuracy, in the words of Michieli & Zanuttigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+VOID = 255
+
+
+def confusion_matrix(
+    labels_HW: NDArray[np.uint8], predicted_HW: NDArray[np.uint8], class_count: int
+) -> NDArray[np.int64]:
+    """Count (true, predicted) pairs over the pixels that are not void.
+
+    Args:
+        labels_HW: true channels, uint8, any shape; `VOID` (255) is left out.
+        predicted_HW: predicted channels, uint8, the same shape.
+        class_count: K; every label that is not void and every prediction is below it.
+
+    Returns:
+        int64, K x K.
+
+    Raises:
+        ValueError: the shapes differ, or a value is not below `class_count`.
+    """
+    if labels_HW.shape != predicted_HW.shape:
+        raise ValueError(f"labels {labels_HW.shape} and prediction {predicted_HW.shape} differ in shape")
+    seen = labels_HW != VOID
+    true, predicted = labels_HW[seen].astype(np.int64), predicted_HW[seen].astype(np.int64)
+    if true.size and (true.max() >= class_count or predicted.max() >= class_count):
+        raise ValueError(f"channel {max(true.max(), predicted.max())} with {class_count} classes")
+    return np.bincount(true * class_count + predicted, minlength=class_count**2).reshape(class_count, class_count)
+
+
+def class_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Intersection over union of each class, float64 in 0..1, `nan` for a class without a pixel."""
+    hit = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
+    iou = np.full_like(hit, np.nan)
+    np.divide(hit, union, out=iou, where=union > 0)
+    return iou
+
+
+def class_accuracy(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each class's true pixels that were found, float64 in 0..1, `nan` for a class without a true pixel."""
+    hit = np.diag(confusion).astype(np.float64)
+    true = confusion.sum(axis=1).astype(np.float64)
+    accuracy = np.full_like(hit, np.nan)
+    np.divide(hit, true, out=accuracy, where=true > 0)
+    return accuracy
+
+
+def retention_confusion(confusion: NDArray[np.int64], old_count: int) -> NDArray[np.int64]:
+    """The confusion matrix over the pixels whose truth is an old class: rows of the new classes are emptied.
+
+    On this matrix a model and its parent, which cannot know the new classes, are compared on the same pixels: an old
+    pixel that turned into a new class is a miss, and a new object that is not found yet is not counted as forgetting.
+    """
+    kept = confusion.copy()
+    kept[old_count:, :] = 0
+    return kept
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else None
+
+
+class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Scores of one model on one set of images. Shares in 0..1; `None` where no pixel defines the score."""
+
+    images: int
+    pixels: int
+    iou: dict[str, float | None]
+    miou_old: float | None
+    miou_new: float | None
+    miou_all: float | None
+    miou_old_without_background: float | None
+    miou_all_without_background: float | None
+    mpa: float | None
+    mca: float | None
+    hiou: float | None
+
+
+def score(
+    confusion: NDArray[np.int64],
+    classes: Sequence[str],
+    *,
+    old_count: int,
+    background: str | None,
+    images: int,
+) -> Metrics:
+    """Score a confusion matrix.
+
+    Args:
+        confusion: int64, K x K, rows are the truth.
+        classes: K class names in channel order.
+        old_count: the first `old_count` channels are the old classes, the others the new ones; 0 at step 0, where
+            every class counts as new in `miou_new` and there is no `miou_old`.
+        background: name of the background class, or None where the data set has none.
+        images: how many images were counted.
+    """
+    iou = class_iou(confusion)
+    foreground = np.array([name != background for name in classes])
+    is_old = np.arange(len(classes)) < old_count
+    old, new = _mean(iou[is_old]), _mean(iou[~is_old])
+    total = int(confusion.sum())
+    return Metrics(
+        images=images,
+        pixels=total,
+        iou={name: None if np.isnan(value) else float(value) for name, value in zip(classes, iou, strict=True)},
+        miou_old=old,
+        miou_new=new,
+        miou_all=_mean(iou),
+        miou_old_without_background=_mean(iou[is_old & foreground]),
+        miou_all_without_background=_mean(iou[foreground]),
+        mpa=float(np.trace(confusion) / total) if total else None,
+        mca=_mean(class_accuracy(confusion)),
+        hiou=None if not old or not new else 2 * old * new / (old + new),
+    )

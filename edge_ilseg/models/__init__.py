@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, and a classifier that grows."""
