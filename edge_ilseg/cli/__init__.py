@@ -1,0 +1,101 @@
+"""The command line: a skin. Parse, one call, print; one error boundary.
+
+1. Nothing heavy is imported before a command runs: `edge-ilseg --help` imports click alone.
+2. Results go to standard output, progress and errors to standard error.
+3. Exit codes, for every command: 0 done or passed; 1 verify: retention or another limit; 2 parity; 3 everything else
+   that is wrong (input, artefact, environment, usage); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from edge_ilseg import __version__
+from edge_ilseg.errors import EXIT_ARTEFACT, EdgeIlsegError
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    # name: module, attribute, one line of help (so that --help need not import the module)
+    "init": ("edge_ilseg.cli.workspace", "init", "Make a workspace: which data, which base classes, which network."),
+    "data": ("edge_ilseg.cli.data", "data", "Look at a data set and at what each step would see of it."),
+    "train": ("edge_ilseg.cli.training", "train", "Train step 0 on the base classes."),
+    "step": ("edge_ilseg.cli.training", "step", "Teach the model new classes without the old images."),
+    "evaluate": ("edge_ilseg.cli.training", "evaluate", "Score a step: IoU per class, mIoU old / new / all."),
+    "steps": ("edge_ilseg.cli.workspace", "steps", "List the steps of a workspace."),
+    "export": ("edge_ilseg.cli.export", "export", "Make a bundle: ONNX and OpenVINO, fp32, fp16 and int8."),
+    "verify": ("edge_ilseg.cli.verify", "verify", "Judge a bundle on this device, without torch."),
+    "demo": ("edge_ilseg.cli.demo", "demo", "The whole way on generated images, in minutes."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run (rule 1)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Add "did you mean" to an unknown command."""
+        from edge_ilseg.errors import did_you_mean
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = did_you_mean(args[0], COMMANDS)
+            ctx.fail(f"No such command {args[0]!r}" + (f": {near}" if near else "."))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edge-ilseg")
+def group() -> None:
+    """Teach a deployed segmentation model a new class without the old data, and prove that it forgot nothing.
+
+    \b
+    edge-ilseg demo                                   the whole way, on generated images
+    edge-ilseg init work --dataset msrc --root DATA --later-classes boat
+    edge-ilseg train work && edge-ilseg step work --add-classes boat
+    edge-ilseg export work --precision int8 --out boat.bundle
+    edge-ilseg verify boat.bundle --data msrc:DATA
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code (rule 3)."""
+    try:
+        result = group.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        return EXIT_ARTEFACT
+    except click.ClickException as error:
+        error.show()
+        return EXIT_ARTEFACT
+    except EdgeIlsegError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: nothing half-done was written", err=True)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the command `edge-ilseg`."""
+    sys.exit(run())

@@ -1,0 +1,5 @@
+"""`python -m edge_ilseg`."""
+
+from edge_ilseg.cli import main
+
+main()

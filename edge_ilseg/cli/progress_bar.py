@@ -1,0 +1,29 @@
+"""A progress bar on standard error, for anything over two seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from edge_ilseg.progress import ProgressCallback
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[ProgressCallback]:
+    """Yield a callback (text, share 0..1) that moves the bar; a stage with another text starts the bar again."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        stage = ""
+
+        def report(text: str, share: float) -> None:
+            nonlocal stage
+            if text.split(",")[0] != stage:
+                stage = text.split(",")[0]
+                bar.reset(task)
+            bar.update(task, completed=share, description=f"{title}: {text}")
+
+        yield report

@@ -1,0 +1,213 @@
+"""`edge-ilseg train`, `edge-ilseg step` and `edge-ilseg evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edge_ilseg.cli.options import (
+    data_config,
+    data_options,
+    json_option,
+    names,
+    step_option,
+    training_options,
+    workspace_argument,
+)
+from edge_ilseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edge_ilseg.checkpoint import StepRecord
+    from edge_ilseg.planning import StepPlan
+    from edge_ilseg.workspace import Workspace
+
+
+@click.command()
+@workspace_argument
+@training_options
+@json_option
+def train(
+    workspace: Path,
+    iterations: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    seed: int | None,
+    accelerator: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Train step 0 on the base classes of WORKSPACE, and score it.
+
+    \b
+    edge-ilseg train work
+    edge-ilseg train work --iterations 2000 --learning-rate 0.02
+    """
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.config import override
+    from edge_ilseg.planning import plan_base
+    from edge_ilseg.workspace import open_workspace
+
+    _check_training()
+    opened = open_workspace(workspace)
+    settings = override(
+        opened.config.train,
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with progress_bar("step 0") as progress:
+        plan = plan_base(opened, settings, progress=progress)
+    _run_and_print(opened, plan, accelerator, workers, as_json)
+
+
+@click.command()
+@workspace_argument
+@click.option("--add-classes", required=True, metavar="A,B,...", help="Classes to add; aliases such as tv are known.")
+@click.option("--from", "parent_name", metavar="STEP", help="The step to go on from; the latest if left out.")
+@click.option("--name", help="Name of the new step, behind its number; its classes if left out.")
+@click.option("--method", help="finetune, freeze, kd-output, kd-feature, freeze+kd-output, kd-output+kd-feature.")
+@click.option("--freeze", help="none, stem, stages:<n>, encoder or all_but_head, in place of the method's own.")
+@click.option("--loss", "losses", multiple=True, metavar="TERM=WEIGHT", help="A loss weight, such as kd_output=2.")
+@training_options
+@data_options
+@json_option
+def step(
+    workspace: Path,
+    add_classes: str,
+    parent_name: str | None,
+    name: str | None,
+    method: str | None,
+    freeze: str | None,
+    losses: tuple[str, ...],
+    iterations: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    seed: int | None,
+    accelerator: str,
+    workers: int,
+    data_text: str | None,
+    train_split: str | None,
+    eval_split: str | None,
+    as_json: bool,
+) -> None:
+    """Teach the model of WORKSPACE new classes, without the images of earlier steps.
+
+    \b
+    edge-ilseg step work --add-classes boat
+    edge-ilseg step work --add-classes boat,bird --method kd-output --from 00-base --name by-hand
+    edge-ilseg step work --add-classes boat --data folder:DATA/boats --loss kd_output=2
+    """
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.config import override
+    from edge_ilseg.planning import plan_step
+    from edge_ilseg.workspace import open_workspace
+
+    _check_training()
+    opened = open_workspace(workspace)
+    settings = override(
+        opened.config.step,
+        method=method,
+        freeze=freeze,
+        losses=_parse_losses(losses) or None,
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    data = data_config(opened.config.data, data_text, train_split, eval_split)
+    with progress_bar("step") as progress:
+        plan = plan_step(
+            opened,
+            names(add_classes),
+            settings,
+            parent_name=parent_name,
+            name=name,
+            data=data,
+            progress=progress,
+        )
+    _run_and_print(opened, plan, accelerator, workers, as_json)
+
+
+def _check_training() -> None:
+    """Say which extra is missing before anything is read."""
+    from edge_ilseg.errors import check_extra
+    from edge_ilseg.pipeline import TRAINING_MODULES
+
+    check_extra("train", TRAINING_MODULES, "training")
+
+
+def _parse_losses(items: tuple[str, ...]) -> dict[str, float]:
+    weights = {}
+    for item in items:
+        term, _, text = item.partition("=")
+        try:
+            weights[term] = float(text)
+        except ValueError as error:
+            raise ConfigError(
+                "the loss weight cannot be read", where="--loss", found=repr(item), expected="such as kd_output=1.0"
+            ) from error
+    return weights
+
+
+def _run_and_print(workspace: Workspace, plan: StepPlan, accelerator: str, workers: int, as_json: bool) -> None:
+    """Train a plan, then print the record, or the scores beside the parent's."""
+    import msgspec
+
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.cli.tables import class_table, comparison_table, print_table
+    from edge_ilseg.pipeline import run_plan
+
+    added = [item.name for item in plan.classes if item.step == plan.index and item.name != plan.background]
+    click.echo(
+        f"{plan.name}: {len(plan.view.image_ids)} images, {len(added)} new classes ({', '.join(added)}), "
+        f"{plan.settings.iterations} iterations of {plan.settings.batch_size}"
+        + (f", method {plan.method.name}" if plan.method else ""),
+        err=True,
+    )
+    with progress_bar(plan.name) as progress:
+        record = run_plan(workspace, plan, accelerator=accelerator, workers=workers, progress=progress)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
+        return
+    for split, metrics in record.metrics.items():
+        print_table(class_table(metrics, record.new_classes if plan.parent else (), f"{record.name} on {split}"))
+        if plan.parent and split in plan.parent.metrics:
+            rows = {f"before ({plan.parent.name})": plan.parent.metrics[split], f"after ({record.name})": metrics}
+            caption = "before: mIoU of its own classes, all of them new to step 0" if plan.parent.index == 0 else None
+            print_table(comparison_table(f"mIoU on {split}", rows, caption=caption))
+    click.echo(f"written: {workspace.step_folder(record.name)} ({record.training_seconds:.0f} s of training)")
+
+
+@click.command()
+@workspace_argument
+@step_option
+@click.option("--data", "data_text", metavar="KIND:ROOT", help="Other images, such as folder:DATA.")
+@click.option("--split", help="Split to score on; the workspace's eval_split if left out.")
+@json_option
+def evaluate(workspace: Path, step_name: str | None, data_text: str | None, split: str | None, as_json: bool) -> None:
+    """Score a step of WORKSPACE: IoU of each class, mIoU old / new / all, mPA, mCA.
+
+    \b
+    edge-ilseg evaluate work --split test
+    edge-ilseg evaluate work --step 01-boat --split test --json
+    """
+    import msgspec
+
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.cli.tables import class_table, print_table
+    from edge_ilseg.pipeline import evaluate_step
+    from edge_ilseg.workspace import open_workspace
+
+    opened = open_workspace(workspace)
+    record: StepRecord = opened.read_step(step_name) if step_name else opened.latest_step()
+    data = data_config(opened.config.data, data_text, None, split)
+    with progress_bar(record.name) as progress:
+        metrics = evaluate_step(opened, record, split=split, data=data, progress=progress)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(metrics), indent=1).decode())
+    else:
+        new = record.new_classes if record.index else ()
+        print_table(class_table(metrics, new, f"{record.name} on {data.eval_split}, {metrics.images} images"))

@@ -1,0 +1,184 @@
+"""`edge-ilseg.toml`: what a workspace is about. Parsed once, strictly; what is parsed is trusted from then on.
+
+1. An unknown key is an error that names the key, the table it stands in and the nearest known one.
+2. Every value has a default but the data set and the base classes; the file shows the values that differ from it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.models.spec import ModelSpec
+
+CONFIG_NAME = "edge-ilseg.toml"
+CONFIG_VERSION = 1
+
+Setup = Literal["sequential", "disjoint", "overlapped", "partitioned"]
+Positive = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where images and masks are, and what a step may see of them."""
+
+    kind: str
+    root: str | None = None
+    train_split: str = "train"
+    eval_split: str = "val"
+    setup: Setup = "sequential"
+    options: dict[str, int | float | str | bool] = {}
+
+
+class ClassesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The classes of step 0, in channel order; a data set's background is added in front."""
+
+    base: tuple[str, ...]
+
+
+class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a network is trained. Optimiser and schedule start anew at each step.
+
+    SGD with momentum, weight decay on convolution weights alone, and a polynomial schedule from `learning_rate` to
+    `learning_rate_end` (arXiv 1907.13372, section 5); the decoder's rate is `decoder_rate_factor` times as high.
+    """
+
+    iterations: Positive = 1000
+    batch_size: Positive = 8
+    learning_rate: PositiveFloat = 0.01
+    learning_rate_end: Annotated[float, Meta(ge=0)] = 1e-6
+    decoder_rate_factor: PositiveFloat = 1.0
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
+    schedule_power: PositiveFloat = 0.9
+    batch_norm: Literal["train", "eval"] = "train"
+    scale_min: PositiveFloat = 0.5
+    scale_max: PositiveFloat = 1.5
+    flip: bool = True
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+
+class StepConfig(TrainConfig, frozen=True, forbid_unknown_fields=True):
+    """How an incremental step is trained: `TrainConfig` with a method. Batch norm keeps the teacher's statistics."""
+
+    iterations: Positive = 300
+    learning_rate: PositiveFloat = 0.005
+    batch_norm: Literal["train", "eval"] = "eval"
+    method: str = "freeze+kd-output"
+    freeze: str | None = None
+    losses: dict[str, float] = {}
+    kd_softmax: Literal["all", "old"] = "all"
+    kd_mask: Literal["old_pixels", "all"] = "old_pixels"
+    head_init: Literal["default", "background", "scaled"] = "default"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    data: DataConfig
+    classes: ClassesConfig
+    model: ModelSpec = ModelSpec()
+    weights: str = "imagenet"
+    train: TrainConfig = TrainConfig()
+    step: StepConfig = StepConfig()
+    format_version: int = CONFIG_VERSION
+
+
+def _check_keys(table: dict[str, Any], struct: type[msgspec.Struct], where: str) -> None:
+    """Refuse keys that `struct` does not have, down through nested tables (rule 1)."""
+    hints = get_type_hints(struct)
+    for key, value in table.items():
+        if key not in struct.__struct_fields__:
+            raise ConfigError(
+                "unknown key",
+                where=where,
+                found=repr(key),
+                expected=", ".join(struct.__struct_fields__),
+                hint=did_you_mean(key, struct.__struct_fields__),
+            )
+        if isinstance(value, dict) and isinstance(hints[key], type) and issubclass(hints[key], msgspec.Struct):
+            _check_keys(value, hints[key], f"{where} [{key}]")
+
+
+def parse_config(text: str, *, where: object = CONFIG_NAME) -> Config:
+    """Turn the text of `edge-ilseg.toml` into a `Config`.
+
+    Raises:
+        ConfigError: not TOML, another version, an unknown key, a value of the wrong type or out of range.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("the configuration is not valid TOML", where=where, found=str(error)) from error
+    if table.get("format_version", CONFIG_VERSION) != CONFIG_VERSION:
+        raise ConfigError(
+            "the configuration has a version that this program does not read",
+            where=where,
+            found=table["format_version"],
+            expected=CONFIG_VERSION,
+        )
+    _check_keys(table, Config, str(where))
+    try:
+        return msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError("a value of the configuration cannot be used", where=where, found=str(error)) from error
+
+
+def read_config(path: Path) -> Config:
+    """Read and parse a configuration file.
+
+    Raises:
+        ConfigError: it is not there or cannot be used.
+    """
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), where=path)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "this folder is no workspace: it has no edge-ilseg.toml",
+            where=path.parent,
+            hint="make one: edge-ilseg init DIR --dataset KIND --root FOLDER --base-classes A,B,...",
+        ) from error
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def render_config(config: Config) -> str:
+    """The text of `edge-ilseg.toml`: every table with every value, so that a reader sees what can be set."""
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    top = {key: value for key, value in plain.items() if not isinstance(value, dict)}
+    lines = ["# Read by edge-ilseg; every key is explained in docs/workspace-format.md."]
+    lines += [f"{key} = {_toml_value(value)}" for key, value in sorted(top.items())]
+    for name in ("data", "classes", "model", "train", "step"):
+        lines += ["", f"[{name}]"]
+        tables = {key: value for key, value in plain[name].items() if isinstance(value, dict)}
+        for key, value in plain[name].items():
+            if value is not None and key not in tables:
+                lines.append(f"{key} = {_toml_value(value)}")
+        for key, value in tables.items():
+            if value:
+                lines += ["", f"[{name}.{key}]", *(f"{k} = {_toml_value(v)}" for k, v in value.items())]
+    return "\n".join(lines) + "\n"
+
+
+def override(struct: Any, /, **changes: Any) -> Any:
+    """`struct` with the changes that are not None, checked against the field types.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of range.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return msgspec.convert({**msgspec.to_builtins(struct), **given}, type(struct))
+    except msgspec.ValidationError as error:
+        raise ConfigError("an option has a value that cannot be used", found=str(error)) from error

@@ -1,0 +1,164 @@
+"""The stages, one under another: plan -> step -> scores -> bundle. Each is a function from files to files.
+
+`edge_ilseg.planning` decides what a step does, `run_plan` trains and writes it, `evaluate_step` scores it,
+`export_step` makes its bundle, and `edge_ilseg.devices.verification` judges that on the device. The command line calls these.
+"""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from edge_ilseg.checkpoint import FORMAT, FORMAT_VERSION, DataRecord, StepRecord, load_model, write_step
+from edge_ilseg.config import DataConfig
+from edge_ilseg.data.step_view import image_set_sha256
+from edge_ilseg.errors import check_extra
+from edge_ilseg.metrics import Metrics
+from edge_ilseg.planning import StepPlan, open_data
+from edge_ilseg.progress import ProgressCallback, no_progress
+from edge_ilseg.workspace import Workspace
+
+if TYPE_CHECKING:
+    from edge_ilseg.models.segmentation import SegmentationModel
+
+TRAINING_MODULES = ("torch", "lightning_fabric", "safetensors")
+RECORDED_PACKAGES = ("edge-ilseg", "lightning-fabric", "msgspec", "numpy", "pillow", "safetensors", "torch")
+
+
+def run_plan(
+    workspace: Workspace,
+    plan: StepPlan,
+    *,
+    accelerator: str = "auto",
+    workers: int = 0,
+    progress: ProgressCallback = no_progress,
+) -> StepRecord:
+    """Train a planned step, score it on the evaluation split, and write it.
+
+    Args:
+        workspace: where the parent is, and the step is written.
+        plan: what to do.
+        accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
+        workers: processes that decode and augment.
+        progress: told what is done.
+
+    Raises:
+        EdgeIlsegError: the extra `train` is missing, a loss is not finite, or the disk is full. No step is written
+            then, and those that were there are as they were.
+    """
+    check_extra("train", TRAINING_MODULES, "training")
+    from edge_ilseg.data.loader import training_batches
+    from edge_ilseg.train import train
+
+    model, teacher = _make_models(workspace, plan)
+    run = train(
+        model,
+        training_batches(plan.view, model.spec, plan.settings, workers=workers),
+        plan.settings,
+        teacher=teacher,
+        method=plan.method,
+        accelerator=accelerator,
+        progress=progress,
+    )
+    metrics = {}
+    if plan.data.eval_split:
+        metrics[plan.data.eval_split] = _score(model, plan, plan.data, plan.data.eval_split, progress)
+    record = StepRecord(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        id="",
+        index=plan.index,
+        name=plan.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        parent_id=plan.parent.id if plan.parent else None,
+        parent_name=plan.parent.name if plan.parent else None,
+        classes=plan.classes,
+        background=plan.background,
+        method=plan.method,
+        model=model.spec,
+        initial_weights=plan.parent.id if plan.parent else workspace.config.weights,
+        training=plan.settings,
+        data=DataRecord(
+            kind=plan.data.kind,
+            options=plan.data.options,
+            train_split=plan.data.train_split,
+            setup=plan.data.setup,
+            image_ids=plan.view.image_ids,
+            images_sha256=image_set_sha256(plan.view.image_ids, plan.view.dataset),
+        ),
+        packages={name: metadata.version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
+        accelerator=run.accelerator,
+        training_seconds=run.seconds,
+        weights_sha256="",
+        weights_bytes=0,
+        encoder_sha256="",
+        metrics=metrics,
+    )
+    return write_step(workspace.step_folder(plan.name), record, model)
+
+
+def _make_models(workspace: Workspace, plan: StepPlan) -> tuple[SegmentationModel, SegmentationModel | None]:
+    """The network to train, and its teacher: new for step 0, the parent's with a grown classifier otherwise."""
+    import torch
+
+    if plan.parent is None:
+        from edge_ilseg.models.segmentation import build_model
+        from edge_ilseg.models.weights import load_backbone_weights
+
+        torch.manual_seed(plan.settings.seed)
+        model = build_model(workspace.config.model, (len(plan.classes),))
+        source = workspace.config.weights
+        load_backbone_weights(model, source if source in ("imagenet", "none") else workspace.root / source)
+        return model, None
+    parent_folder = workspace.step_folder(plan.parent.name)
+    teacher, model = load_model(parent_folder, plan.parent), load_model(parent_folder, plan.parent)
+    torch.manual_seed(plan.settings.seed)
+    model.grow(
+        len(plan.classes) - plan.old_count,
+        init=plan.method.head_init if plan.method else "default",
+        background_channel=plan.class_names.index(plan.background) if plan.background else None,
+    )
+    return model, teacher
+
+
+def _score(
+    model: SegmentationModel,
+    step: StepPlan | StepRecord,
+    data: DataConfig,
+    split: str,
+    progress: ProgressCallback,
+) -> Metrics:
+    """Score a step's network on a split of a data set."""
+    from edge_ilseg.evaluate import evaluate_model
+
+    dataset = open_data(data)
+    return evaluate_model(
+        model,
+        dataset,
+        dataset.ids(split),
+        step.class_names,
+        old_count=step.old_count,
+        background=step.background,
+        progress=progress,
+    )
+
+
+def evaluate_step(
+    workspace: Workspace,
+    record: StepRecord,
+    *,
+    split: str | None = None,
+    data: DataConfig | None = None,
+    progress: ProgressCallback = no_progress,
+) -> Metrics:
+    """Score a step on `split` of the workspace's data set, or of another one.
+
+    Raises:
+        EdgeIlsegError: the extra `train` is missing, the step is damaged, or there is no data.
+    """
+    check_extra("train", TRAINING_MODULES, "evaluation of a step")
+    model = load_model(workspace.step_folder(record.name), record)
+    data = data or workspace.config.data
+    return _score(model, record, data, split or data.eval_split, progress)

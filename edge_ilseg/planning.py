@@ -1,0 +1,223 @@
+"""Decide what a step will do, before anything is trained: classes, images, labels, method. Needs no torch.
+
+1. Whatever can be wrong with the request (a name, a class without an image, a method that cannot work) is found here.
+2. The channels of the parent keep their order; new classes follow in the order in which they were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_ilseg.checkpoint import ClassRecord, StepRecord
+from edge_ilseg.classes import resolve_classes
+from edge_ilseg.config import DataConfig, StepConfig, TrainConfig
+from edge_ilseg.data import open_dataset
+from edge_ilseg.data.dataset import Dataset, DatasetInfo
+from edge_ilseg.data.step_view import StepView, presence
+from edge_ilseg.errors import ClassNameError, DataError, WorkspaceError
+from edge_ilseg.methods import Method, resolve_method
+from edge_ilseg.progress import ProgressCallback, no_progress
+from edge_ilseg.scenario import check_every_class_has_an_image, label_lookup, select_images
+from edge_ilseg.workspace import BASE_STEP, Workspace
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """All that is decided of a step before it is trained."""
+
+    name: str
+    parent: StepRecord | None
+    classes: tuple[ClassRecord, ...]
+    background: str | None
+    view: StepView
+    data: DataConfig
+    settings: TrainConfig
+    method: Method | None
+
+    @property
+    def index(self) -> int:
+        """0 for the base step, one more than the parent's otherwise."""
+        return 0 if self.parent is None else self.parent.index + 1
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in channel order."""
+        return tuple(item.name for item in self.classes)
+
+    @property
+    def old_count(self) -> int:
+        """How many of the first channels are the parent's."""
+        return 0 if self.parent is None else len(self.parent.classes)
+
+
+def open_data(data: DataConfig) -> Dataset:
+    """The data set that a configuration names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return open_dataset(data.kind, Path(data.root) if data.root else None, data.options)
+
+
+def base_classes(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
+    """The classes of step 0 in channel order: a data set's background first, then those that were asked for.
+
+    Raises:
+        ClassNameError: a name is unknown or given twice.
+    """
+    resolved = resolve_classes(names, info.classes, info.aliases)
+    if info.background is None:
+        return resolved
+    return (info.background, *(name for name in resolved if name != info.background))
+
+
+def make_step_view(
+    dataset: Dataset,
+    data: DataConfig,
+    *,
+    old: Sequence[str],
+    new: Sequence[str],
+    seed: int,
+    progress: ProgressCallback = no_progress,
+) -> StepView:
+    """The images of a step and what it sees in them, by the setup.
+
+    Raises:
+        ClassNameError: a new class is left without a single image.
+    """
+    info = dataset.info
+    found = presence(dataset, dataset.ids(data.train_split), progress)
+    foreground_new = [name for name in new if name != info.background]
+    image_ids = select_images(
+        data.setup,
+        found,
+        new=foreground_new,
+        old=[name for name in old if name != info.background],
+        later=[name for name in info.classes if name not in (*old, *new, info.background)],
+        seed=seed,
+    )
+    check_every_class_has_an_image(data.setup, found, image_ids, new=foreground_new)
+    return StepView(dataset, image_ids, label_lookup(data.setup, info.classes, info.background, old=old, new=new))
+
+
+def plan_base(
+    workspace: Workspace, settings: TrainConfig | None = None, *, progress: ProgressCallback = no_progress
+) -> StepPlan:
+    """Plan step 0 on the workspace's base classes.
+
+    Raises:
+        EdgeIlsegError: no data, an unknown class or one without an image, or there is a step 0 already.
+    """
+    config = workspace.config
+    settings = settings or config.train
+    _check_name_is_free(workspace, BASE_STEP)
+    dataset = open_data(config.data)
+    classes = base_classes(config.classes.base, dataset.info)
+    view = make_step_view(dataset, config.data, old=(), new=classes, seed=settings.seed, progress=progress)
+    return StepPlan(
+        name=BASE_STEP,
+        parent=None,
+        classes=_class_records(classes, dataset.info, 0),
+        background=dataset.info.background,
+        view=view,
+        data=config.data,
+        settings=settings,
+        method=None,
+    )
+
+
+def plan_step(
+    workspace: Workspace,
+    add_classes: Sequence[str],
+    settings: StepConfig | None = None,
+    *,
+    parent_name: str | None = None,
+    name: str | None = None,
+    data: DataConfig | None = None,
+    progress: ProgressCallback = no_progress,
+) -> StepPlan:
+    """Plan an incremental step.
+
+    Args:
+        workspace: where the parent is, and the new step will be.
+        add_classes: names or aliases of the classes to add, in channel order.
+        settings: how to train; the workspace's `[step]` otherwise.
+        parent_name: the step to go on from; the latest otherwise.
+        name: of the new step, behind its number; the new classes otherwise.
+        data: where the new images are, if not in the workspace's data set.
+        progress: told what is done.
+
+    Raises:
+        EdgeIlsegError: no data, a class that is unknown, known already or without an image, a method that cannot
+            work, or a step of that name.
+    """
+    settings = settings or workspace.config.step
+    data = data or workspace.config.data
+    method = resolve_method(
+        settings.method,
+        freeze=settings.freeze,
+        losses=settings.losses,
+        kd_softmax=settings.kd_softmax,
+        kd_mask=settings.kd_mask,
+        head_init=settings.head_init,
+    )
+    parent = workspace.read_step(parent_name) if parent_name else workspace.latest_step()
+    dataset = open_data(data)
+    _check_background(parent, dataset.info)
+    new = resolve_classes(add_classes, dataset.info.classes, dataset.info.aliases)
+    _check_new_to(parent, new)
+    index = parent.index + 1
+    full_name = f"{index:02}-{name or '+'.join(new)}"
+    _check_name_is_free(workspace, full_name)
+    view = make_step_view(dataset, data, old=parent.class_names, new=new, seed=settings.seed, progress=progress)
+    return StepPlan(
+        name=full_name,
+        parent=parent,
+        classes=parent.classes + _class_records(new, dataset.info, index),
+        background=parent.background,
+        view=view,
+        data=data,
+        settings=TrainConfig(**{key: getattr(settings, key) for key in TrainConfig.__struct_fields__}),
+        method=method,
+    )
+
+
+def _class_records(names: Sequence[str], info: DatasetInfo, step: int) -> tuple[ClassRecord, ...]:
+    return tuple(ClassRecord(name, step, info.colors[info.classes.index(name)]) for name in names)
+
+
+def _check_name_is_free(workspace: Workspace, name: str) -> None:
+    if "/" in name or name in (".", "..") or name != name.strip():
+        raise WorkspaceError("a step's name must be usable as a folder's name", found=repr(name))
+    if workspace.step_folder(name).exists():
+        raise WorkspaceError(
+            "there is a step of that name already",
+            where=workspace.step_folder(name),
+            hint="give the new one another --name, or delete the folder to train it again",
+        )
+
+
+def _check_background(parent: StepRecord, info: DatasetInfo) -> None:
+    if info.background != parent.background:
+        raise DataError(
+            "the data set's background is not the model's",
+            where=f"data set of kind {info.kind}, step {parent.name}",
+            found=repr(info.background),
+            expected=repr(parent.background),
+            hint="new images must be labelled with the background class that step 0 was trained with, or none",
+        )
+
+
+def _check_new_to(parent: StepRecord, new: Sequence[str]) -> None:
+    known = [name for name in new if name in parent.class_names]
+    if known:
+        steps = ", ".join(f"{item.name} since step {item.step}" for item in parent.classes if item.name in known)
+        raise ClassNameError(
+            "a class to add is known already",
+            where=f"step {parent.name}",
+            found=steps,
+            expected="classes that the model does not know",
+            hint="leave it out, or choose an earlier step to go on from (--from)",
+        )

@@ -1,0 +1,159 @@
+"""The training loop of step 0 and of every later step, readable from top to bottom.
+
+1. The teacher is the parent's model: frozen, in eval mode, on the same augmented crop as the student.
+2. What the method freezes has no gradient, is not in the optimiser, and keeps its batch norm statistics to the bit.
+3. A loss that is not finite stops the run before the optimiser has seen it.
+4. With a frozen encoder, teacher and student have the same features: they are computed once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from edge_ilseg.config import TrainConfig
+from edge_ilseg.errors import TrainingError
+from edge_ilseg.losses import LossInputs, check_finite, cross_entropy, distillation_loss
+from edge_ilseg.methods import Method
+from edge_ilseg.models.segmentation import SegmentationModel
+from edge_ilseg.models.spec import ModelSpec, normalization
+from edge_ilseg.progress import ProgressCallback
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run leaves beside the weights: how long it took, on what, and the loss terms of its last iterations."""
+
+    seconds: float
+    accelerator: str
+    final_terms: dict[str, float]
+
+
+def normalize(images_NHWC: Tensor, spec: ModelSpec) -> Tensor:
+    """uint8 N x H x W x 3 (RGB) to float32 N x 3 x H x W, `(x - mean) / std` as the backbone's weights expect."""
+    mean, std = normalization(spec.backbone)
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
+    shape = (1, 3, 1, 1)
+    return (images_NCHW - images_NCHW.new_tensor(mean).view(shape)) / images_NCHW.new_tensor(std).view(shape)
+
+
+def make_optimizer(model: SegmentationModel, settings: TrainConfig) -> torch.optim.SGD:
+    """SGD over the parameters that are not frozen; weight decay on convolution weights alone (see `TrainConfig`)."""
+    groups = []
+    for part, rate in (
+        (model.encoder, settings.learning_rate),
+        (model.decoder, settings.learning_rate * settings.decoder_rate_factor),
+    ):
+        trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        for decayed in (True, False):
+            parameters = [parameter for parameter in trainable if (parameter.ndim == 4) == decayed]
+            if parameters:
+                decay = settings.weight_decay if decayed else 0.0
+                groups.append({"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    if not groups:
+        raise TrainingError("everything is frozen: there is nothing to train", hint="freeze less")
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+
+
+def scheduled_rate(peak: float, settings: TrainConfig, iteration: int) -> float:
+    """Polynomial decay over the iterations that really run: `end + (peak - end) * (1 - i / n) ** power`."""
+    end = min(settings.learning_rate_end, peak)
+    return end + (peak - end) * (1 - iteration / settings.iterations) ** settings.schedule_power
+
+
+def train(
+    model: SegmentationModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    settings: TrainConfig,
+    *,
+    teacher: SegmentationModel | None = None,
+    method: Method | None = None,
+    accelerator: str = "auto",
+    progress: ProgressCallback,
+) -> TrainingRun:
+    """Train `model` in place; on CPU it is left there, wherever it was trained.
+
+    Args:
+        model: the network of this step, its classifier grown already.
+        batches: (images uint8 N x H x W x 3, labels int64 N x H x W in channels, 255 void), `iterations` of them.
+        settings: optimiser, schedule and batch norm mode.
+        teacher: the parent's network; needed when the method has a distillation term.
+        method: freezing and loss weights; `None` at step 0.
+        accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
+        progress: told the share of iterations done and the loss.
+
+    Raises:
+        TrainingError: a loss is not finite, or everything is frozen.
+    """
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=settings.precision)
+    fabric.seed_everything(settings.seed, verbose=False)
+    model.set_frozen(method.freeze if method else "none")
+    model.set_batch_norm(settings.batch_norm)
+    model.train()
+    weights = {name: weight for name, weight in (method.losses if method else {}).items() if weight}
+    optimizer = make_optimizer(model, settings)
+    student, optimizer = fabric.setup(model, optimizer)
+    student.mark_forward_method("decode")
+    if teacher is not None:
+        fabric.to_device(teacher.requires_grad_(False).eval())
+    features_are_shared = teacher is not None and method is not None and method.freeze in ("encoder", "all_but_head")
+    loader = fabric.setup_dataloaders(batches) if isinstance(batches, torch.utils.data.DataLoader) else batches
+
+    terms: dict[str, Tensor] = {}
+    started = time.perf_counter()
+    for iteration, (images_NHWC, labels_NHW) in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = scheduled_rate(group["peak_lr"], settings, iteration)
+        images_NCHW = normalize(images_NHWC, model.spec)
+        with fabric.autocast():
+            terms = _loss_terms(
+                student, teacher if weights else None, method, images_NCHW, labels_NHW, features_are_shared
+            )
+        check_finite(terms, iteration)
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        optimizer.step()
+        if iteration % 10 == 0 or iteration + 1 == settings.iterations:
+            progress(f"training, loss {loss.item():.3f}", (iteration + 1) / settings.iterations)
+    model.cpu().eval()
+    return TrainingRun(
+        seconds=time.perf_counter() - started,
+        accelerator=str(fabric.device),
+        final_terms={name: value.item() for name, value in terms.items()},
+    )
+
+
+def _loss_terms(
+    student: nn.Module,
+    teacher: SegmentationModel | None,
+    method: Method | None,
+    images_NCHW: Tensor,
+    labels_NHW: Tensor,
+    features_are_shared: bool,
+) -> dict[str, Tensor]:
+    """Cross-entropy and the method's weighted distillation terms for one batch."""
+    height_px, width_px = images_NCHW.shape[2:]
+    if teacher is None or method is None:
+        return {"cross_entropy": cross_entropy(student(images_NCHW).logits_NCHW, labels_NHW)}
+    with torch.no_grad():
+        teacher_output = teacher(images_NCHW)
+    if features_are_shared:
+        output = student.decode(teacher_output.features_NCHW, height_px, width_px)
+    else:
+        output = student(images_NCHW)
+    inputs = LossInputs(
+        student_logits_NCHW=output.logits_NCHW,
+        teacher_logits_NKHW=teacher_output.logits_NCHW,
+        student_features_NCHW=output.features_NCHW,
+        teacher_features_NCHW=teacher_output.features_NCHW,
+        labels_NHW=labels_NHW,
+        softmax=method.kd_softmax,
+        mask=method.kd_mask,
+    )
+    return {"cross_entropy": cross_entropy(output.logits_NCHW, labels_NHW)} | distillation_loss(inputs, method.losses)
