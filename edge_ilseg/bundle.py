@@ -2,8 +2,10 @@
 
 1. The manifest names every file with its SHA-256 and size; a bundle with a file more, less or different is refused.
 2. `bundle_id` is the SHA-256 of the manifest without that field, so it covers every byte of the bundle.
-3. A name in a manifest is relative and stays in the folder.
-4. Only this version's format is read; unknown fields are refused. Format page: docs/bundle-format.md.
+3. A name in a manifest is relative and stays in the folder; every file that an entry refers to is listed; a bundle
+   holds plain files in plain folders, and no link.
+4. Classes stand in the order of their channels, those of earlier steps first; names are unique.
+5. Only this version's format is read; unknown fields are refused. Format page: docs/bundle-format.md.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import msgspec
 
 from edge_ilseg.errors import BundleError
 from edge_ilseg.files import sha256_bytes, sha256_file, write_bytes
-from edge_ilseg.metrics import Metrics
+from edge_ilseg.metrics import VOID, Metrics
 
 FORMAT = "edge-ilseg-bundle"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
+COPY_AGAIN = "copy or export the bundle again"
 
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -155,13 +158,19 @@ def manifest_id(manifest: Manifest) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Fill in `files` and `bundle_id` from what lies in `folder` and write `manifest.json`; done last."""
+    """Fill in `files` and `bundle_id` from what lies in `folder` and write `manifest.json`; done last.
+
+    Raises:
+        BundleError: the manifest breaks rule 3 or 4, so that nobody could read it.
+    """
     entries = {
         path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
+        if path.is_file() and path != folder / MANIFEST_NAME
     }
     manifest = msgspec.structs.replace(manifest, files=entries, bundle_id="")
+    _check_names(manifest, folder)
+    _check_classes(manifest, folder)
     manifest = msgspec.structs.replace(manifest, bundle_id=manifest_id(manifest))
     write_bytes(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
     return manifest
@@ -171,12 +180,12 @@ def parse_manifest(data: bytes, *, where: object = None) -> Manifest:
     """Turn the bytes of a `manifest.json` into a `Manifest`.
 
     Raises:
-        BundleError: not JSON, another format or version, a missing or unknown field, a name that leaves the folder,
-            or a `bundle_id` that does not fit the rest.
+        BundleError: not JSON, another format or version, a missing or unknown field, a name or class that breaks rule 3
+            or 4, or a `bundle_id` that does not fit the rest.
     """
     try:
         head = msgspec.json.decode(data, type=dict[str, object])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError("the manifest is not JSON", where=where, found=str(error)) from error
     if (head.get("format"), head.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise BundleError(
@@ -188,21 +197,63 @@ def parse_manifest(data: bytes, *, where: object = None) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError("the manifest is damaged", where=where, found=str(error)) from error
-    for name in manifest.files:
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not parts.parts:
-            raise BundleError("a file name in the manifest leaves the bundle", where=where, found=repr(name))
+    _check_names(manifest, where)
+    _check_classes(manifest, where)
     if manifest.bundle_id != manifest_id(manifest):
         raise BundleError(
             "the manifest was changed after it was written",
             where=where,
             found=f"content {manifest_id(manifest)[:12]}",
             expected=f"bundle_id {manifest.bundle_id[:12]}",
-            hint="copy or export the bundle again",
+            hint=COPY_AGAIN,
         )
     return manifest
+
+
+def _check_names(manifest: Manifest, where: object) -> None:
+    """Rule 3 for names."""
+    for name in manifest.files:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or parts.as_posix() != name:
+            raise BundleError("a file name in the manifest leaves the bundle", where=where, found=repr(name))
+    references = [manifest.golden_images]
+    for entry in manifest.models:
+        if not entry.files:
+            raise BundleError("a model in the manifest has no file", where=where, found=f"{entry.runtime}")
+        references += [*entry.files, entry.golden_masks]
+        if entry.calibration is not None and entry.calibration.ranges_file is not None:
+            references.append(entry.calibration.ranges_file)
+    for name in references:
+        if name not in manifest.files:
+            raise BundleError("the manifest refers to a file that it does not list", where=where, found=repr(name))
+
+
+def _check_classes(manifest: Manifest, where: object) -> None:
+    """Rule 4, and an input of some size."""
+    names, steps = manifest.class_names, [entry.step for entry in manifest.classes]
+    if not names or len(names) > VOID or len(set(names)) != len(names):
+        raise BundleError(
+            "the classes of the manifest are not a list of unique names",
+            where=where,
+            found=", ".join(names) or "no class",
+            expected=f"1 to {VOID} classes",
+        )
+    if steps != sorted(steps) or steps[0] < 0 or steps[-1] > manifest.step.index:
+        raise BundleError(
+            "the classes of the manifest are not in the order of their steps",
+            where=where,
+            found=", ".join(f"{entry.name}: step {entry.step}" for entry in manifest.classes),
+            expected=f"steps that never fall, from 0 to {manifest.step.index}",
+        )
+    if manifest.background is not None and manifest.background not in names:
+        raise BundleError(
+            "the background of the manifest is none of its classes", where=where, found=manifest.background
+        )
+    height_px, width_px = manifest.preprocessing.height_px, manifest.preprocessing.width_px
+    if height_px < 1 or width_px < 1:
+        raise BundleError("the manifest's input has no size", where=where, found=f"{height_px} x {width_px} px")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -213,34 +264,56 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError("the manifest is too large", where=path, found=f"{path.stat().st_size} bytes")
-        return parse_manifest(path.read_bytes(), where=path)
-    except FileNotFoundError as error:
-        raise BundleError("this folder is no bundle: it has no manifest.json", where=folder) from error
+        size_bytes = path.stat().st_size
+        data = path.read_bytes() if size_bytes <= MAX_MANIFEST_BYTES else b""
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            "this folder is no bundle: it has no manifest.json",
+            where=folder,
+            hint="give the folder that edge-ilseg export has written",
+        ) from error
+    except OSError as error:
+        raise BundleError("the manifest cannot be read", where=path, found=error.strerror or str(error)) from error
+    if size_bytes > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            "the manifest is too large",
+            where=path,
+            found=f"{size_bytes} bytes",
+            expected=f"at most {MAX_MANIFEST_BYTES} bytes",
+        )
+    return parse_manifest(data, where=path)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Check every file of the bundle against its hash (rule 1).
 
     Raises:
-        BundleError: a file is missing, added, or differs; the error names the first one.
+        BundleError: a file is missing, added, a link, cannot be read, or differs; the error names the first one.
     """
-    present = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path != folder / MANIFEST_NAME
-    }
+    try:
+        _check_files(folder, manifest)
+    except OSError as error:
+        where = error.filename or folder
+        raise BundleError("a file of the bundle cannot be read", where=where, found=error.strerror) from error
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    present = set()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BundleError("a bundle holds plain files, and this is a link or a device", where=path, hint=COPY_AGAIN)
+        if path.is_file() and path != folder / MANIFEST_NAME:
+            present.add(path.relative_to(folder).as_posix())
     for name in sorted(present ^ set(manifest.files)):
         what = "is missing from the bundle" if name in manifest.files else "is not in the manifest"
-        raise BundleError(f"a file {what}", where=folder / name, hint="copy or export the bundle again")
+        raise BundleError(f"a file {what}", where=folder / name, hint=COPY_AGAIN)
     for name, entry in manifest.files.items():
-        size = (folder / name).stat().st_size
-        if size != entry.bytes or sha256_file(folder / name) != entry.sha256:
+        size_bytes, sha256 = (folder / name).stat().st_size, sha256_file(folder / name)
+        if (size_bytes, sha256) != (entry.bytes, entry.sha256):
             raise BundleError(
                 "a file of the bundle is damaged",
                 where=folder / name,
-                found=f"{size} bytes, sha256 {sha256_file(folder / name)[:12]}",
+                found=f"{size_bytes} bytes, sha256 {sha256[:12]}",
                 expected=f"{entry.bytes} bytes, sha256 {entry.sha256[:12]}",
-                hint="copy or export the bundle again",
+                hint=COPY_AGAIN,
             )

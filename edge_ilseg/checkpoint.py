@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -23,7 +23,7 @@ from edge_ilseg.models.spec import ModelSpec
 if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
 
-FORMAT = "edge-ilseg-step"
+FORMAT: Final = "edge-ilseg-step"
 FORMAT_VERSION = 1
 RECORD_NAME = "step.json"
 WEIGHTS_NAME = "model.safetensors"

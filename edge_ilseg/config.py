@@ -16,11 +16,11 @@ from msgspec import Meta
 
 from edge_ilseg.errors import ConfigError, did_you_mean
 from edge_ilseg.models.spec import ModelSpec
+from edge_ilseg.scenario import Setup
 
 CONFIG_NAME = "edge-ilseg.toml"
 CONFIG_VERSION = 1
 
-Setup = Literal["sequential", "disjoint", "overlapped", "partitioned"]
 Positive = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 

@@ -51,6 +51,11 @@ class EdgeIlsegError(Exception):
                 parts.append(f"  {label}{value}")
         return "\n".join(parts)
 
+    def one_line(self) -> str:
+        """The same in one line, for a table or a report."""
+        parts = (("at", self.where), ("found", self.found), ("expected", self.expected), ("do:", self.hint))
+        return "; ".join([self.what, *(f"{label} {value}" for label, value in parts if value is not None)])
+
 
 class ConfigError(EdgeIlsegError):
     """A configuration file or an option has a value that cannot be used."""
@@ -92,13 +97,20 @@ class MissingPackageError(EdgeIlsegError):
 
 def check_extra(extra: str, modules: Iterable[str], purpose: str) -> None:
     """Raise `MissingPackageError` when one of `modules` cannot be imported, naming the extra that brings it."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = [name for name in modules if not _is_importable(name)]
     if missing:
         raise MissingPackageError(
             f"{purpose} needs a package that is not installed",
             found=f"no module named {', '.join(missing)}",
             hint=f"pip install 'edge-ilseg[{extra}]'",
         )
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a dotted name, when a package above it is missing
+        return False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

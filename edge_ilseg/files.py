@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from edge_ilseg.errors import EdgeIlsegError
 
 CHUNK_BYTES = 1 << 20
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -55,21 +57,27 @@ def sync_file(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that it is there whole or not at all (rule 1)."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    part = Path(name)
+    """Write `data` to `path` so that it is there whole or not at all (rule 1).
+
+    Raises:
+        EdgeIlsegError: the disk is full, or refuses the write.
+    """
+    part: Path | None = None
     try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        part = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o644)
         part.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        part.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        if part is not None:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -82,17 +90,18 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         EdgeIlsegError: the disk is full or refuses the write; nothing of the new folder is left.
         FileExistsError: `path` exists and `replace` is not set.
     """
-    if path.exists() and not replace:
+    if os.path.lexists(path) and not replace:
         raise FileExistsError(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    part: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         yield part
         part.chmod(0o755)
         for item in sorted(part.rglob("*")):
             (sync_folder if item.is_dir() else sync_file)(item)
         sync_folder(part)
-        if path.exists():
+        if path.exists() and replace:
             _exchange(part, path)
         else:
             part.rename(path)
@@ -100,20 +109,41 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`; on failure `old` is back in its place."""
+    """Put `new` in the place of `old`, and `old` where `new` was.
+
+    In one step where the system can (rule 2 holds even when the power fails); in two elsewhere, where a failure between
+    them puts `old` back and a power cut leaves it beside its place, whole, as `.<name>.old`.
+    """
+    if _exchange_at_once(new, old):
+        return
     aside = old.with_name(f".{old.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     old.rename(aside)
     try:
         new.rename(old)
-    except OSError:
-        aside.rename(old)
+    except BaseException:
+        if not old.exists():
+            aside.rename(old)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    aside.rename(new)
+
+
+def _exchange_at_once(new: Path, old: Path) -> bool:
+    """Exchange two names by `renameat2(2)`; `False` where the system or the file system has no such call."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(old))
 
 
 def disk_error(error: OSError, path: Path) -> EdgeIlsegError:

@@ -150,7 +150,8 @@ def resize_mask(mask_HW: NDArray[np.uint8], height_px: int, width_px: int) -> ND
     """
     rows = (2 * np.arange(height_px) + 1) * mask_HW.shape[0] // (2 * height_px)
     columns = (2 * np.arange(width_px) + 1) * mask_HW.shape[1] // (2 * width_px)
-    return mask_HW.take(rows, axis=0).take(columns, axis=1)
+    resized_HW: NDArray[np.uint8] = mask_HW.take(rows, axis=0).take(columns, axis=1)
+    return resized_HW
 
 
 def default_colors(count: int) -> tuple[Color, ...]:
@@ -181,8 +182,7 @@ def write_mask_png(path: Path, mask_HW: NDArray[np.uint8], colors: Sequence[Colo
     values = np.unique(mask_HW)
     if values[(values >= len(colors)) & (values != VOID)].size:
         raise ValueError(f"mask value {values[values != VOID].max()} with {len(colors)} colours")
-    palette = [*colors, *[VOID_COLOR] * 256][:256]
-    palette[VOID] = VOID_COLOR
+    palette = [*colors[:VOID], *[VOID_COLOR] * (256 - len(colors[:VOID]))]
     image = Image.fromarray(np.ascontiguousarray(mask_HW))
     image.putpalette([level for color in palette for level in color])  # turns a grey image into a palette image
     buffer = io.BytesIO()

@@ -31,8 +31,10 @@ def confusion_matrix(
         int64, K x K.
 
     Raises:
-        ValueError: the shapes differ, or a value is not below `class_count`.
+        ValueError: the shapes differ, a value is not below `class_count`, or `class_count` is above 255.
     """
+    if not 0 < class_count <= VOID:
+        raise ValueError(f"{class_count} classes: channels are uint8 and {VOID} is void")
     if labels_HW.shape != predicted_HW.shape:
         raise ValueError(f"labels {labels_HW.shape} and prediction {predicted_HW.shape} differ in shape")
     seen = labels_HW != VOID
@@ -74,6 +76,13 @@ def retention_confusion(confusion: NDArray[np.int64], old_count: int) -> NDArray
 def _mean(values: NDArray[np.float64]) -> float | None:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
+
+
+def _harmonic_mean(a: float | None, b: float | None) -> float | None:
+    """0 where one of the two is 0: a model that has lost all old classes has no balance, but it has a score."""
+    if a is None or b is None:
+        return None
+    return 2 * a * b / (a + b) if a and b else 0.0
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,5 +135,5 @@ def score(
         miou_all_without_background=_mean(iou[foreground]),
         mpa=float(np.trace(confusion) / total) if total else None,
         mca=_mean(class_accuracy(confusion)),
-        hiou=None if not old or not new else 2 * old * new / (old + new),
+        hiou=_harmonic_mean(old, new),
     )

@@ -1,29 +1,41 @@
 """The stages, one under another: plan -> step -> scores -> bundle. Each is a function from files to files.
 
 `edge_ilseg.planning` decides what a step does, `run_plan` trains and writes it, `evaluate_step` scores it,
-`export_step` makes its bundle, and `edge_ilseg.devices.verification` judges that on the device. The command line calls these.
+`export_step` makes its bundle, and `edge_ilseg.devices.verification` judges that on the device.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ilseg.bundle import ClassEntry, StepEntry
 from edge_ilseg.checkpoint import FORMAT, FORMAT_VERSION, DataRecord, StepRecord, load_model, write_step
 from edge_ilseg.config import DataConfig
-from edge_ilseg.data.step_view import image_set_sha256
-from edge_ilseg.errors import check_extra
+from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.data.step_view import count_pixels, image_set_sha256, presence
+from edge_ilseg.errors import DataError, check_extra
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.planning import StepPlan, open_data
 from edge_ilseg.progress import ProgressCallback, no_progress
+from edge_ilseg.scenario import evaluation_lookup
 from edge_ilseg.workspace import Workspace
 
 if TYPE_CHECKING:
+    from edge_ilseg.bundle import Manifest
+    from edge_ilseg.calibration.sample import CalibrationImages
+    from edge_ilseg.export.package import ExportRequest
     from edge_ilseg.models.segmentation import SegmentationModel
 
 TRAINING_MODULES = ("torch", "lightning_fabric", "safetensors")
+EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors")
 RECORDED_PACKAGES = ("edge-ilseg", "lightning-fabric", "msgspec", "numpy", "pillow", "safetensors", "torch")
 
 
@@ -162,3 +174,93 @@ def evaluate_step(
     model = load_model(workspace.step_folder(record.name), record)
     data = data or workspace.config.data
     return _score(model, record, data, split or data.eval_split, progress)
+
+
+def export_step(
+    workspace: Workspace,
+    record: StepRecord,
+    request: ExportRequest,
+    out: Path,
+    *,
+    calibration_count: int = 96,
+    data: DataConfig | None = None,
+    replace: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> Manifest:
+    """Make the bundle of a step: int8 calibrated on the step's own images, scored on the evaluation split.
+
+    Args:
+        workspace: where the step is.
+        record: the step.
+        request: targets, precisions and how.
+        out: folder of the bundle.
+        calibration_count: how many of the step's images the int8 ranges are taken from, at most.
+        data: where the step's images are, if not in the workspace's data set.
+        replace: put the new bundle in the place of one that is there.
+        progress: told what is done.
+
+    Raises:
+        EdgeIlsegError: the extra `export` is missing, the step or its images are damaged or gone, a form of the model
+            does not compute what it should, or the disk is full. No bundle is written then.
+    """
+    check_extra("export", EXPORT_MODULES, "export")
+    from edge_ilseg.export.package import export_bundle
+
+    data = data or workspace.config.data
+    dataset = open_data(data)
+    lookup = evaluation_lookup(dataset.info.classes, dataset.info.background, record.class_names)
+
+    def evaluation() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        for image_id in dataset.ids(data.eval_split):
+            yield dataset.read_image(image_id), lookup[dataset.read_labels(image_id)]
+
+    return export_bundle(
+        load_model(workspace.step_folder(record.name), record),
+        out,
+        request=request,
+        step=StepEntry(
+            index=record.index,
+            name=record.name,
+            id=record.id,
+            parent_id=record.parent_id,
+            method=record.method.name if record.method else "base",
+            encoder_sha256=record.encoder_sha256,
+            encoder_frozen=record.method is not None and record.method.freeze in ("encoder", "all_but_head"),
+        ),
+        classes=tuple(ClassEntry(item.name, item.step, item.color) for item in record.classes),
+        background=record.background,
+        calibration=_calibration_images(record, dataset, calibration_count, progress)
+        if "int8" in request.precisions
+        else None,
+        evaluation=evaluation if data.eval_split else None,
+        evaluation_name=f"{data.kind}:{data.eval_split}" if data.eval_split else None,
+        progress=progress,
+        replace=replace,
+    )
+
+
+def _calibration_images(
+    record: StepRecord, dataset: Dataset, count: int, progress: ProgressCallback
+) -> CalibrationImages:
+    """A seeded choice among the images that the step learned from, each of its new classes among them.
+
+    Raises:
+        DataError: an image that the step learned from is not in the data set.
+    """
+    from edge_ilseg.calibration.sample import CalibrationImages, choose_images
+
+    known = set(dataset.ids(record.data.train_split))
+    gone = [image_id for image_id in record.data.image_ids if image_id not in known]
+    if gone:
+        raise DataError(
+            f"{len(gone)} of the {len(record.data.image_ids)} images that step {record.name} learned from are gone",
+            where=f"data set of kind {dataset.info.kind}, split {record.data.train_split}",
+            found=f"no image {gone[0]!r}",
+            hint="say where they are: --data KIND:ROOT",
+        )
+    ids = record.data.image_ids
+    pixels_NK = count_pixels(dataset, ids, lambda done, of: progress("counting labels", done / of))
+    shown = presence(dataset.info, ids, pixels_NK)
+    new = [name for name in record.new_classes if name != record.background]
+    chosen = choose_images(shown, new, count, record.training.seed)
+    return CalibrationImages(chosen, image_set_sha256(chosen, dataset), dataset.read_image)

@@ -15,11 +15,11 @@ from edge_ilseg.classes import resolve_classes
 from edge_ilseg.config import DataConfig, StepConfig, TrainConfig
 from edge_ilseg.data import open_dataset
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
-from edge_ilseg.data.step_view import StepView, presence
+from edge_ilseg.data.step_view import StepView, count_pixels, presence
 from edge_ilseg.errors import ClassNameError, DataError, WorkspaceError
 from edge_ilseg.methods import Method, resolve_method
 from edge_ilseg.progress import ProgressCallback, no_progress
-from edge_ilseg.scenario import check_every_class_has_an_image, label_lookup, select_images
+from edge_ilseg.scenario import check_every_class_has_an_image, label_lookup, later_classes, select_images
 from edge_ilseg.workspace import BASE_STEP, Workspace
 
 
@@ -88,18 +88,13 @@ def make_step_view(
         ClassNameError: a new class is left without a single image.
     """
     info = dataset.info
-    found = presence(dataset, dataset.ids(data.train_split), progress)
-    foreground_new = [name for name in new if name != info.background]
-    image_ids = select_images(
-        data.setup,
-        found,
-        new=foreground_new,
-        old=[name for name in old if name != info.background],
-        later=[name for name in info.classes if name not in (*old, *new, info.background)],
-        seed=seed,
-    )
-    check_every_class_has_an_image(data.setup, found, image_ids, new=foreground_new)
-    return StepView(dataset, image_ids, label_lookup(data.setup, info.classes, info.background, old=old, new=new))
+    image_ids = dataset.ids(data.train_split)
+    pixels_NK = count_pixels(dataset, image_ids, lambda done, of: progress("counting labels", done / of))
+    shown = presence(info, image_ids, pixels_NK)
+    later = later_classes(info.classes, old=old, new=new)
+    selected = select_images(data.setup, shown, new=new, old=old, later=later, seed=seed)
+    check_every_class_has_an_image(data.setup, shown, selected, new=new, later=later, background=info.background)
+    return StepView(dataset, selected, label_lookup(data.setup, info.classes, info.background, old=old, new=new))
 
 
 def plan_base(

@@ -98,6 +98,8 @@ def label_lookup(
     Args:
         classes: the data set's classes; a label id is an index into them.
         background: name of the background class, or None.
+        old: may name classes that the data set does not have, as when new images come with a list of their own: they
+            keep their channels and no pixel has them.
 
     Returns:
         uint8 [256]. New classes and the background have their channel, old classes theirs under `sequential`; all
@@ -105,10 +107,15 @@ def label_lookup(
 
     Raises:
         ConfigError: unknown setup.
-        ClassNameError: a class is unknown to the data set, twice in the plan, or the background is in neither `old`
-            nor `new`.
+        ClassNameError: a new class is unknown to the data set, a class is twice in the plan, or the background is in
+            neither `old` nor `new`.
     """
     _check_known(setup, SETUPS, "setup")
+    for name in new:
+        if name not in classes:
+            raise ClassNameError(
+                f"unknown class {name!r}", expected=f"one of {', '.join(classes)}", hint=did_you_mean(name, classes)
+            )
     known = (*old, *new)
     visible = frozenset(known if setup == "sequential" else new)
     return _lookup(classes, background, known, visible)
@@ -118,11 +125,20 @@ def evaluation_lookup(classes: Sequence[str], background: str | None, known: Seq
     """Label id -> channel for evaluation of a model that knows `known`, in channel order, whatever the setup was.
 
     Returns:
-        uint8 [256]. Classes that the model has not met are hidden (rule 2).
+        uint8 [256]. Classes that the model has not met are hidden (rule 2). `known` may name classes that the data
+        set does not have: no pixel has them.
 
     Raises:
-        ClassNameError: as `label_lookup`.
+        ClassNameError: the data set has none of the classes but the background, a class is twice in `known`, or the
+            background is not in it.
     """
+    if not any(name in classes and name != background for name in known):
+        raise ClassNameError(
+            "the data set has none of the classes that the model knows",
+            found=f"data set: {', '.join(classes)}",
+            expected=f"one at least of {', '.join(name for name in known if name != background)}",
+            hint="check that the data set is the right one, and that its classes have the model's names",
+        )
     return _lookup(classes, background, known, frozenset(known))
 
 
@@ -224,11 +240,6 @@ def parse_scenario(text: str, classes: Sequence[str], background: str | None) ->
 def _lookup(
     classes: Sequence[str], background: str | None, known: Sequence[str], visible: frozenset[str]
 ) -> NDArray[np.uint8]:
-    for name in known:
-        if name not in classes:
-            raise ClassNameError(
-                f"unknown class {name!r}", expected=f"one of {', '.join(classes)}", hint=did_you_mean(name, classes)
-            )
     _check_disjoint(known=known)
     if background is not None and background not in known:
         raise ClassNameError(
@@ -240,7 +251,7 @@ def _lookup(
     hidden = VOID if background is None else channel_of[background]
     lookup = np.full(256, VOID, dtype=np.uint8)
     for label, name in enumerate(classes):
-        lookup[label] = channel_of[name] if name in visible or name == background else hidden
+        lookup[label] = channel_of[name] if name in visible else hidden
     return lookup
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edge_ilseg.config import DataConfig, override
+from edge_ilseg.errors import ConfigError, did_you_mean
 
 workspace_argument = click.argument(
     "workspace", type=click.Path(file_okay=False, path_type=Path), default=Path("."), metavar="[WORKSPACE]"
@@ -53,12 +54,30 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def parse_data_text(text: str) -> DataConfig:
+    """`"folder:/data/boats"` to a data configuration.
+
+    Raises:
+        ConfigError: the kind is unknown.
+    """
+    from edge_ilseg.data import DATASETS
+
+    kind, _, root = text.partition(":")
+    if kind not in DATASETS:
+        raise ConfigError(
+            "the data set cannot be read",
+            found=repr(text),
+            expected=f"KIND:ROOT, with KIND one of {', '.join(DATASETS)}",
+            hint=did_you_mean(kind, DATASETS),
+        )
+    return DataConfig(kind=kind, root=str(Path(root).resolve()) if root else None)
+
+
 def data_config(
     default: DataConfig, data_text: str | None, train_split: str | None, eval_split: str | None
 ) -> DataConfig:
     """The workspace's data configuration with what the options change."""
     if data_text is not None:
-        kind, _, root = data_text.partition(":")
-        default = DataConfig(kind=kind, root=root or None, setup=default.setup)
+        default = override(parse_data_text(data_text), setup=default.setup)
     changed: DataConfig = override(default, train_split=train_split, eval_split=eval_split)
     return changed

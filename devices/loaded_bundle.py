@@ -1,0 +1,102 @@
+"""A bundle on this device: its manifest, one of its models loaded, and its golden arrays.
+
+1. Hashes have been checked before (`edge_ilseg.bundle.check_files`); here the contents are held against the manifest.
+2. Golden arrays are mapped, not read whole, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ilseg.bundle import Manifest, ModelEntry, Precision, Runtime
+from edge_ilseg.devices.evaluation import check_channels
+from edge_ilseg.devices.runtime import Session, check_fit, installed_runtimes, load_session
+from edge_ilseg.errors import BundleError, check_extra
+
+PRECISION_PREFERENCE: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+
+
+class LoadedBundle(msgspec.Struct, frozen=True):
+    """A bundle with one of its models loaded, and what that model gave when it was made."""
+
+    folder: Path
+    manifest: Manifest
+    entry: ModelEntry
+    session: Session
+    golden_images_NHWC: NDArray[np.uint8]
+    golden_masks_NHW: NDArray[np.uint8]
+
+
+def choose_model(manifest: Manifest, runtime: Runtime | None, precision: Precision | None) -> tuple[Runtime, Precision]:
+    """The runtime and precision to verify; what is not asked for is chosen.
+
+    The first installed runtime that the bundle has a model for; int8 where the bundle has it, else fp32, else fp16.
+
+    Raises:
+        MissingPackageError: no runtime is installed that the bundle has a model for.
+    """
+    if runtime is None:
+        offered = [entry.runtime for entry in manifest.models if precision in (None, entry.precision)]
+        usable = [item for item in installed_runtimes() if item in offered]
+        if offered and not usable:
+            check_extra(offered[0], [offered[0]], "this bundle")
+        runtime = usable[0] if usable else "onnxruntime"
+    in_bundle = [entry.precision for entry in manifest.models if entry.runtime == runtime]
+    preferred = next((item for item in PRECISION_PREFERENCE if item in in_bundle), PRECISION_PREFERENCE[0])
+    return runtime, precision or preferred
+
+
+def load_bundle(
+    folder: Path, manifest: Manifest, runtime: Runtime, precision: Precision, threads: int | None
+) -> LoadedBundle:
+    """Load a model and its golden arrays, and check that they are what the manifest declares.
+
+    Raises:
+        BundleError: the bundle has no such model, or its contents are not those that the manifest declares.
+        MissingPackageError: the runtime is not installed.
+    """
+    try:
+        entry = manifest.model(runtime, precision)
+    except BundleError as error:
+        error.where = folder
+        raise
+    session = load_session(folder, entry, threads=threads)
+    check_fit(session, manifest, where=folder / entry.files[0])
+    size = (session.input_height_px, session.input_width_px)
+    images = read_golden(folder / manifest.golden_images, (*size, 3))
+    masks = read_golden(folder / entry.golden_masks, size)
+    if len(images) != len(masks) or not len(images):
+        raise BundleError(
+            "the golden images and masks do not belong together",
+            where=folder / entry.golden_masks,
+            found=f"{len(images)} images, {len(masks)} masks",
+            expected="one mask an image, and one image at least",
+            hint="export the bundle again",
+        )
+    check_channels(masks, len(manifest.classes))
+    return LoadedBundle(folder, manifest, entry, session, images, masks)
+
+
+def read_golden(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Map a .npy file of N items of `item_shape`, uint8, into memory; nothing is unpickled.
+
+    Raises:
+        BundleError: it is no such file.
+    """
+    try:
+        items: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise BundleError("a golden file cannot be read", where=path, found=str(error)) from error
+    if items.dtype != np.uint8 or items.shape[1:] != item_shape:
+        raise BundleError(
+            "a golden file is not what the manifest declares",
+            where=path,
+            found=f"{items.dtype} {' x '.join(map(str, items.shape))}",
+            expected=f"uint8 N x {' x '.join(map(str, item_shape))}",
+            hint="export the bundle again",
+        )
+    return items

@@ -1,0 +1,326 @@
+"""Run a model of a bundle on this device, with onnxruntime or OpenVINO.
+
+1. A runtime is imported only when a session of it is loaded; a missing one is an error that names the extra.
+2. Every model has one input `image` (uint8, 1 x H x W x 3, static) and the outputs that its entry lists: `mask` (uint8,
+   1 x H x W) and, on request, `logits` (float32, 1 x K x H x W). Anything else is refused when the session is loaded.
+3. Floating-point layers run in float32 in both runtimes. OpenVINO would choose bfloat16 by itself on a processor that
+   has it: the masks, and with them every verdict, would then depend on the processor and not on the bundle.
+4. Whatever a runtime says against a model file becomes a `BundleError`; no runtime prints.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ilseg.bundle import Manifest, ModelEntry, Runtime
+from edge_ilseg.errors import BundleError, MissingPackageError, check_extra
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+INPUT_NAME = "image"
+ORT_LOG_FATAL = 4
+IR_START = b"<?xml"
+OUTPUT_LAYOUT = {"mask": ("uint8", 3), "logits": ("float32", 4)}
+"""Element type and number of axes of each output."""
+
+Shape = tuple[int | None, ...]
+
+
+class Port(msgspec.Struct, frozen=True):
+    """One input or output as the model declares it; `None` is a size that is not static."""
+
+    dtype: str
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {' x '.join('?' if size is None else str(size) for size in self.shape)}"
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A model as a runtime opened it. `run` gives one output, batch axis included, for a uint8 1 x H x W x 3 image."""
+
+    version: str
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    precisions: dict[str, int] | None
+    run: Callable[[NDArray[np.uint8], str], NDArray[Any]]
+
+
+class Session:
+    """A model that is ready to run. Not safe for use from several threads at once.
+
+    Attributes:
+        runtime_version: name and version of the runtime, `"onnxruntime 1.32.0"`.
+        input_height_px, input_width_px: size of the images that the model takes.
+        class_count: channels of the `logits` output; `None` where the model has no such output.
+        executed_precisions: how many layers run in which element type; `None` where the runtime does not tell.
+    """
+
+    def __init__(self, opened: Opened, entry: ModelEntry, path: Path) -> None:
+        """Check rule 2; raises `BundleError`."""
+        self.input_height_px, self.input_width_px = _check_input(opened.inputs, path)
+        _check_outputs(opened.outputs, entry, self.input_height_px, self.input_width_px, path)
+        self.class_count = opened.outputs["logits"].shape[1] if "logits" in entry.outputs else None
+        self.runtime_version = opened.version
+        self.executed_precisions = opened.precisions
+        self._run = opened.run
+        self._output_names = entry.outputs
+        self._path = path
+
+    def mask(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Predicted channels, uint8, H x W, for one uint8 H x W x 3 RGB image of the model's input size.
+
+        Raises:
+            ValueError: the image has another shape or type.
+            BundleError: the runtime could not run the model.
+        """
+        mask_HW: NDArray[np.uint8] = self._run(self._batch(image_HWC), "mask")[0]
+        return mask_HW
+
+    def logits(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits, float32, K x H x W, for the same image as `mask` takes.
+
+        Raises:
+            ValueError: the image has another shape or type.
+            BundleError: the model has no `logits` output, or the runtime could not run it.
+        """
+        if "logits" not in self._output_names:
+            found = ", ".join(self._output_names)
+            raise BundleError("the model has no logits output", where=self._path, found=found)
+        logits_CHW: NDArray[np.float32] = self._run(self._batch(image_HWC), "logits")[0]
+        return logits_CHW
+
+    def _batch(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        expected = (self.input_height_px, self.input_width_px, 3)
+        if image_HWC.shape != expected or image_HWC.dtype != np.uint8:
+            raise ValueError(f"image {image_HWC.dtype} {image_HWC.shape}, expected uint8 {expected}")
+        return np.ascontiguousarray(image_HWC)[np.newaxis]
+
+
+def load_session(bundle_folder: Path, entry: ModelEntry, *, threads: int | None = None) -> Session:
+    """Load one model of a bundle.
+
+    Args:
+        bundle_folder: the folder that `entry.files` are relative to. Their hashes are not checked here
+            (`edge_ilseg.bundle.check_files`).
+        entry: which model.
+        threads: how many threads the runtime may use; `None` leaves the choice to the runtime.
+
+    Raises:
+        MissingPackageError: the runtime is not installed, or does not start.
+        BundleError: the runtime refuses the file, or the model's input or outputs are not those of rule 2.
+    """
+    path = bundle_folder / entry.files[0]
+    if not path.is_file():
+        raise BundleError("a model file is missing", where=path, hint="copy or export the bundle again")
+    return Session(RUNTIMES[entry.runtime](path, threads), entry, path)
+
+
+def check_fit(session: Session, manifest: Manifest, *, where: object = None) -> None:
+    """Raise `BundleError` when the model does not take the images, or give the channels, that the manifest declares."""
+    declared = (manifest.preprocessing.height_px, manifest.preprocessing.width_px)
+    if (session.input_height_px, session.input_width_px) != declared:
+        raise BundleError(
+            "the model's input is not the one that the manifest declares",
+            where=where,
+            found=f"{session.input_height_px} x {session.input_width_px} px (height x width)",
+            expected=f"{declared[0]} x {declared[1]} px",
+            hint="export the bundle again",
+        )
+    if session.class_count not in (None, len(manifest.classes)):
+        raise BundleError(
+            "the model has another number of channels than the manifest has classes",
+            where=where,
+            found=f"{session.class_count} channels",
+            expected=f"{len(manifest.classes)} classes",
+            hint="export the bundle again",
+        )
+
+
+def installed_runtimes() -> tuple[Runtime, ...]:
+    """The runtimes that can be imported here, in the order of preference."""
+    return tuple(runtime for runtime in RUNTIMES if _missing(runtime) is None)
+
+
+def _missing(runtime: Runtime) -> MissingPackageError | None:
+    try:
+        check_extra(runtime, [runtime], f"a model for {runtime}")
+    except MissingPackageError as error:
+        return error
+    return None
+
+
+def _import_runtime(runtime: Runtime) -> ModuleType:
+    if error := _missing(runtime):
+        raise error
+    try:
+        if runtime == "onnxruntime":
+            import onnxruntime
+
+            module: ModuleType = onnxruntime
+        else:
+            import openvino
+
+            module = openvino
+    except (ImportError, OSError) as error:  # a wheel for another machine, a shared library that is not there
+        raise MissingPackageError(
+            f"{runtime} is installed and does not start",
+            found=str(error),
+            hint=f"install it again for this machine: pip install --force-reinstall 'edge-ilseg[{runtime}]'",
+        ) from error
+    return module
+
+
+def _check_input(inputs: Mapping[str, Port], path: Path) -> tuple[int, int]:
+    """Height and width of the one input, in pixels."""
+    match inputs:
+        case {"image": Port(dtype="uint8", shape=(1, int(height_px), int(width_px), 3))} if len(inputs) == 1:
+            return height_px, width_px
+    raise BundleError(
+        "the model's input is not an image",
+        where=path,
+        found=", ".join(f"{name}: {port}" for name, port in inputs.items()) or "no input",
+        expected=f"{INPUT_NAME}: uint8 1 x height x width x 3",
+        hint="export the bundle again",
+    )
+
+
+def _check_outputs(outputs: Mapping[str, Port], entry: ModelEntry, height_px: int, width_px: int, path: Path) -> None:
+    for name in dict.fromkeys(("mask", *entry.outputs)):
+        port = outputs.get(name)
+        found = None if port is None else (port.dtype, port.shape[:1], port.shape[-2:], len(port.shape))
+        dtype, axes = OUTPUT_LAYOUT[name]
+        if found != (dtype, (1,), (height_px, width_px), axes):
+            raise BundleError(
+                "the model does not have the outputs that the manifest declares",
+                where=path,
+                found=", ".join(f"{item}: {port}" for item, port in outputs.items()),
+                expected=f"{name}: {dtype} 1 x {'K x ' if name == 'logits' else ''}{height_px} x {width_px}",
+                hint="export the bundle again",
+            )
+
+
+def _open_in_onnxruntime(path: Path, threads: int | None) -> Opened:
+    """Open a model on onnxruntime's CPU provider."""
+    ort: Any = _import_runtime("onnxruntime")
+    failures = _onnxruntime_errors()
+    options = ort.SessionOptions()
+    options.log_severity_level = ORT_LOG_FATAL
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except failures as error:
+        raise _refused(path, "onnxruntime", error) from error
+
+    def run(image_NHWC: NDArray[np.uint8], output: str) -> NDArray[Any]:
+        try:
+            result: NDArray[Any] = session.run([output], {INPUT_NAME: image_NHWC})[0]
+        except failures as error:
+            raise _failed(path, "onnxruntime", error) from error
+        return result
+
+    return Opened(
+        version=f"onnxruntime {ort.__version__}",
+        inputs={port.name: _onnxruntime_port(port) for port in session.get_inputs()},
+        outputs={port.name: _onnxruntime_port(port) for port in session.get_outputs()},
+        precisions=None,
+        run=run,
+    )
+
+
+def _open_in_openvino(path: Path, threads: int | None) -> Opened:
+    """Open a model on OpenVINO's CPU device, compiled for latency."""
+    openvino: Any = _import_runtime("openvino")
+    with path.open("rb") as file:
+        if file.read(len(IR_START)) != IR_START:  # OpenVINO would try its readers of other formats, which print
+            raise _refused(path, "openvino", ValueError("not an OpenVINO IR, which is XML"))
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}  # rule 3
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
+        request = compiled.create_infer_request()
+    except RuntimeError as error:
+        raise _refused(path, "openvino", error) from error
+
+    def run(image_NHWC: NDArray[np.uint8], output: str) -> NDArray[Any]:
+        try:
+            request.infer({INPUT_NAME: image_NHWC}, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise _failed(path, "openvino", error) from error
+        result: NDArray[Any] = request.get_tensor(output).data.copy()  # the next run overwrites the tensor
+        return result
+
+    return Opened(
+        version=f"openvino {str(openvino.get_version()).split('-')[0]}",
+        inputs=_openvino_ports(compiled.inputs, (INPUT_NAME,)),
+        outputs=_openvino_ports(compiled.outputs, tuple(OUTPUT_LAYOUT)),
+        precisions=_openvino_precisions(compiled),
+        run=run,
+    )
+
+
+RUNTIMES: dict[Runtime, Callable[[Path, int | None], Opened]] = {
+    "onnxruntime": _open_in_onnxruntime,
+    "openvino": _open_in_openvino,
+}
+
+
+def _refused(path: Path, runtime: str, error: Exception) -> BundleError:
+    return BundleError(
+        f"{runtime} refuses the model file",
+        where=path,
+        found=" ".join(str(error).split())[:300],
+        hint="copy or export the bundle again; a file that is whole may need a newer runtime",
+    )
+
+
+def _failed(path: Path, runtime: str, error: Exception) -> BundleError:
+    return BundleError(f"{runtime} could not run the model", where=path, found=" ".join(str(error).split())[:300])
+
+
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """onnxruntime's exceptions have no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found = [item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception)]
+    return (*found, RuntimeError)
+
+
+def _onnxruntime_port(port: Any) -> Port:
+    names = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+    return Port(
+        dtype=names.get(port.type, port.type),
+        shape=tuple(size if isinstance(size, int) else None for size in port.shape),
+    )
+
+
+def _openvino_ports(ports: list[Any], known: tuple[str, ...]) -> dict[str, Port]:
+    """Ports by name. A port may carry several names: the one we look for counts."""
+    found = {}
+    for port in ports:
+        names = sorted(port.get_names()) or ["(no name)"]
+        name = next((item for item in known if item in names), names[0])
+        shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+        kind = port.get_element_type().get_type_name()
+        found[name] = Port(dtype={"u8": "uint8", "f32": "float32"}.get(kind, kind), shape=shape)
+    return found
+
+
+def _openvino_precisions(compiled: Any) -> dict[str, int]:
+    """How many layers of the compiled model run in which element type."""
+    layers = [dict(layer.get_rt_info()) for layer in compiled.get_runtime_model().get_ordered_ops()]
+    idle = {"Input", "Output", "Const"}
+    kinds = [info["runtimePrecision"].astype(str) for info in layers if info["layerType"].astype(str) not in idle]
+    return dict(sorted(Counter(kinds).items()))

@@ -1,0 +1,289 @@
+"""Judge a bundle on this device. `edge_ilseg.devices.verdicts` decides, this module acts.
+
+1. Integrity and fit come first; when one of them fails nothing else is run.
+2. After them every check is run and reported, whatever the others say.
+3. A file is hashed before anything in it is parsed or run; of the parent's bundle too.
+4. The parent is run by the same runtime, in the same precision, on the same images: the difference is the update's.
+5. Nothing is printed, nothing is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_manifest
+from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.devices.evaluation import evaluate_session
+from edge_ilseg.devices.facts import read_device_facts, read_peak_rss_mib
+from edge_ilseg.devices.loaded_bundle import LoadedBundle, choose_model, load_bundle
+from edge_ilseg.devices.runtime import Session
+from edge_ilseg.devices.verdicts import (
+    check_limits,
+    check_parent,
+    class_scores,
+    complete,
+    failed_by,
+    judge_golden,
+    judge_images,
+    judge_latency,
+    judge_new_classes,
+    judge_retention,
+    judge_size,
+    mean_iou,
+)
+from edge_ilseg.devices.verify_report import (
+    REPORT_FORMAT_VERSION,
+    BadImage,
+    BundleFacts,
+    Check,
+    CheckName,
+    Confusion,
+    Limits,
+    ModelFacts,
+    Scores,
+    VerifyReport,
+)
+from edge_ilseg.errors import EXIT_ARTEFACT, DataError, EdgeIlsegError
+from edge_ilseg.files import sha256_bytes
+from edge_ilseg.metrics import score
+from edge_ilseg.progress import ProgressCallback, no_progress
+
+WARM_UP_RUNS = 3
+DEFAULT_LATENCY_RUNS = 30
+
+
+def verify_bundle(
+    folder: Path,
+    *,
+    runtime: Runtime | None = None,
+    precision: Precision | None = None,
+    dataset: Dataset | None = None,
+    split: str = "test",
+    max_images: int | None = None,
+    against: Path | None = None,
+    limits: Limits | None = None,
+    threads: int | None = None,
+    latency_runs: int = DEFAULT_LATENCY_RUNS,
+    progress: ProgressCallback = no_progress,
+) -> VerifyReport:
+    """Run every check on a bundle and report all of them; a failed check is in the report, it raises nothing.
+
+    Args:
+        folder: the bundle.
+        runtime: `None` takes the first installed runtime that the bundle has a model for.
+        precision: `None` takes int8 where the bundle has it, else fp32, else fp16.
+        dataset: labelled images; without them retention and new classes are not checked.
+        split: which of the data set's images.
+        max_images: at most so many of them, evenly spread over the split; `None` takes all.
+        against: a bundle of the parent step; without it retention is not checked.
+        limits: what to keep to; `None` takes the defaults of `Limits`.
+        threads: how many threads the runtime may use; `None` leaves the choice to the runtime.
+        latency_runs: how many warm runs to time, at least 1.
+        progress: told what is being done.
+
+    Raises:
+        ConfigError: a limit needs labelled images, or a parent, that are not given.
+        ValueError: `latency_runs` or `max_images` is below 1.
+    """
+    if latency_runs < 1 or (max_images is not None and max_images < 1):
+        raise ValueError("latency_runs and max_images are at least 1")
+    limits = limits or Limits()
+    check_limits(limits, has_images=dataset is not None, has_parent=against is not None)
+    report = _blank_report(folder, limits)
+    try:
+        manifest = _read_whole_bundle(folder, progress)
+        parent_manifest = None if against is None else _read_whole_bundle(against, progress)
+    except EdgeIlsegError as error:
+        return _finish(report, [failed_by("integrity", error)], "the bundle is not whole")
+    report = msgspec.structs.replace(report, bundle=_bundle_facts(folder, manifest))
+    checks = [Check("integrity", "passed", f"{len(manifest.files)} files, bundle {manifest.bundle_id[:12]}")]
+    parent = None
+    try:
+        loaded = load_bundle(folder, manifest, *choose_model(manifest, runtime, precision), threads)
+        if against is not None and parent_manifest is not None:
+            report = msgspec.structs.replace(report, parent=_bundle_facts(against, parent_manifest))
+            check_parent(manifest, parent_manifest)
+            parent = load_bundle(against, parent_manifest, loaded.entry.runtime, loaded.entry.precision, threads)
+    except EdgeIlsegError as error:
+        return _finish(report, [*checks, failed_by("fit", error)], "the model does not fit")
+    model = _model_facts(loaded, threads)
+    report = msgspec.structs.replace(report, model=model)
+    checks.append(Check("fit", "passed", _fit_detail(model, loaded, parent)))
+    checks += _check_outputs(loaded, parent, limits, progress)
+    try:
+        latencies_ms = measure_latency(loaded.session, loaded.golden_images_NHWC[0], latency_runs, progress)
+    except EdgeIlsegError as error:
+        return _finish(report, [*checks, failed_by("latency p95", error)], "the model does not run")
+    checks += [judge_latency(latencies_ms, limits), judge_size(model.model_bytes, limits)]
+    report = msgspec.structs.replace(report, latencies_ms=latencies_ms, peak_rss_mib=read_peak_rss_mib())
+    if dataset is None:
+        return _finish(report, checks, "no labelled images were given")
+    try:
+        scores = _score(loaded, parent, dataset, split, max_images, progress)
+    except EdgeIlsegError as error:
+        return _finish(report, [*checks, failed_by("images", error)], "the images could not be scored")
+    checks += [judge_images(scores, limits), judge_new_classes(scores, limits)]
+    checks += judge_retention(scores, limits, is_compared=parent is not None)
+    return _finish(msgspec.structs.replace(report, scores=scores), checks, "")
+
+
+def measure_latency(
+    session: Session, image_HWC: NDArray[np.uint8], runs: int, progress: ProgressCallback = no_progress
+) -> tuple[float, ...]:
+    """Wall time of `runs` runs of one image after `WARM_UP_RUNS` others, in ms, in the order in which they ran."""
+    image_HWC = np.array(image_HWC)
+    for _ in range(WARM_UP_RUNS):
+        session.mask(image_HWC)
+    latencies_ms = []
+    for run in range(runs):
+        start_ns = time.perf_counter_ns()
+        session.mask(image_HWC)
+        latencies_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
+        progress("timing", (run + 1) / runs)
+    return tuple(latencies_ms)
+
+
+def spread(ids: Sequence[str], count: int | None) -> tuple[str, ...]:
+    """At most `count` of `ids`, evenly spread, in their order."""
+    if count is None or count >= len(ids):
+        return tuple(ids)
+    return tuple(ids[position * len(ids) // count] for position in range(count))
+
+
+def _read_whole_bundle(folder: Path, progress: ProgressCallback) -> Manifest:
+    """Manifest and hashes (rule 3)."""
+    progress("checking files", 0.0)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return manifest
+
+
+def _check_outputs(
+    loaded: LoadedBundle, parent: LoadedBundle | None, limits: Limits, progress: ProgressCallback
+) -> list[Check]:
+    """Compare what the models give here with what they gave at the export.
+
+    The parent too: on a device where it does not compute what it should, its mIoU is too low a bar.
+    """
+    checks = [_compare_golden("golden outputs", loaded, limits, progress)]
+    if parent is None:
+        return [*checks, Check("parent's golden outputs", "not checked", "no parent bundle to compare with")]
+    return [*checks, _compare_golden("parent's golden outputs", parent, limits, progress)]
+
+
+def _compare_golden(name: CheckName, loaded: LoadedBundle, limits: Limits, progress: ProgressCallback) -> Check:
+    agreements = []
+    try:
+        for image_HWC, golden_HW in zip(loaded.golden_images_NHWC, loaded.golden_masks_NHW, strict=True):
+            agreements.append(float((loaded.session.mask(np.array(image_HWC)) == golden_HW).mean()))
+            progress(name, len(agreements) / len(loaded.golden_images_NHWC))
+    except EdgeIlsegError as error:
+        return failed_by(name, error)
+    return judge_golden(name, agreements, loaded.entry.precision, limits.min_golden_agreement)
+
+
+def _score(
+    loaded: LoadedBundle,
+    parent: LoadedBundle | None,
+    dataset: Dataset,
+    split: str,
+    max_images: int | None,
+    progress: ProgressCallback,
+) -> Scores:
+    """Count the bundle's and its parent's confusion on the same images, in the bundle's channels."""
+    manifest = loaded.manifest
+    ids = spread(dataset.ids(split), max_images)
+    found = evaluate_session(loaded.session, dataset, ids, manifest, progress)
+    before = None
+    if parent is not None:
+        before = evaluate_session(parent.session, dataset, ids, manifest, progress)
+        if not np.array_equal(before.confusion.sum(axis=1), found.confusion.sum(axis=1)):
+            raise DataError("the images or masks changed while they were read", hint="run the same command again")
+    classes = class_scores(manifest, found.confusion, before.confusion if before else None)
+    background = manifest.background
+    return Scores(
+        dataset=dataset.info.kind,
+        split=split,
+        images_asked=len(ids),
+        images_counted=len(ids) - len(found.bad_images),
+        image_ids_sha256=sha256_bytes("\n".join(ids).encode()),
+        bad_images=tuple(BadImage(image_id, reason) for image_id, reason in found.bad_images),
+        classes=classes,
+        metrics=score(
+            found.confusion,
+            manifest.class_names,
+            old_count=manifest.old_count,
+            background=background,
+            images=len(ids) - len(found.bad_images),
+        ),
+        miou_old=mean_iou([item.iou for item in classes if item.is_old]),
+        parent_miou_old=mean_iou([item.parent_iou for item in classes if item.is_old]),
+        confusion=_rows(found.confusion),
+        parent_confusion=_rows(before.confusion) if before else None,
+        latency_median_ms=float(np.median(found.latencies_ms)) if found.latencies_ms else None,
+    )
+
+
+def _rows(confusion: NDArray[np.int64]) -> Confusion:
+    return tuple(tuple(row) for row in confusion.tolist())
+
+
+def _blank_report(folder: Path, limits: Limits) -> VerifyReport:
+    return VerifyReport(
+        format="edge-ilseg-verify-report",
+        format_version=REPORT_FORMAT_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        exit_code=EXIT_ARTEFACT,
+        checks=(),
+        limits=limits,
+        bundle=BundleFacts(folder=str(folder)),
+        parent=None,
+        model=None,
+        scores=None,
+        latencies_ms=(),
+        peak_rss_mib=None,
+        device=read_device_facts(),
+    )
+
+
+def _finish(report: VerifyReport, checks: Sequence[Check], otherwise: str) -> VerifyReport:
+    """Fill in the checks that were not run, and the exit code."""
+    filled = complete(checks, otherwise)
+    return msgspec.structs.replace(report, checks=filled, exit_code=max(check.exit_code for check in filled))
+
+
+def _bundle_facts(folder: Path, manifest: Manifest) -> BundleFacts:
+    return BundleFacts(
+        folder=str(folder),
+        bundle_id=manifest.bundle_id,
+        step_name=manifest.step.name,
+        step_index=manifest.step.index,
+        step_id=manifest.step.id,
+    )
+
+
+def _model_facts(loaded: LoadedBundle, threads: int | None) -> ModelFacts:
+    session, entry = loaded.session, loaded.entry
+    return ModelFacts(
+        runtime=entry.runtime,
+        precision=entry.precision,
+        runtime_version=session.runtime_version,
+        executed_precisions=session.executed_precisions,
+        threads=threads,
+        input_height_px=session.input_height_px,
+        input_width_px=session.input_width_px,
+        model_bytes=sum(loaded.manifest.files[name].bytes for name in entry.files),
+    )
+
+
+def _fit_detail(model: ModelFacts, loaded: LoadedBundle, parent: LoadedBundle | None) -> str:
+    detail = f"{model.runtime_version}, {model.precision}, {model.input_width_px} x {model.input_height_px} px"
+    detail += f", {len(loaded.manifest.classes)} classes"
+    return detail + (f"; parent {parent.manifest.step.name!r}" if parent else "")

@@ -1,0 +1,186 @@
+"""What a verification leaves behind: every check with its verdict, and every number that the verdicts rest on.
+
+1. Every report lists all checks of `CHECKS`, in that order; one that did not run is "not checked" and
+   says why.
+2. The exit code of the report is the highest of its failed checks: artefact or environment (3) over parity (2) over
+   retention and the other limits (1).
+3. A limit that the images given cannot measure is a failure, never a pass.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+from edge_ilseg.bundle import Precision, Runtime
+from edge_ilseg.devices.facts import DeviceFacts
+from edge_ilseg.metrics import Metrics
+
+REPORT_FORMAT = "edge-ilseg-verify-report"
+REPORT_FORMAT_VERSION = 1
+
+CheckName = Literal[
+    "integrity",
+    "fit",
+    "golden outputs",
+    "parent's golden outputs",
+    "images",
+    "old mIoU drop",
+    "old class drop",
+    "new mIoU",
+    "latency p95",
+    "model size",
+]
+CHECKS: tuple[CheckName, ...] = get_args(CheckName)
+
+Verdict = Literal["passed", "failed", "not checked"]
+Confusion = tuple[tuple[int, ...], ...]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle must keep to; `None` sets no limit. Shares in 0..1, `_pct` in percentage points of IoU."""
+
+    min_golden_agreement: float | None = None
+    """`None` takes `edge_ilseg.devices.verdicts.GOLDEN_AGREEMENT` for the precision."""
+    max_old_miou_drop_pct: float = 2.0
+    max_class_drop_pct: float | None = None
+    min_new_miou_pct: float | None = None
+    max_latency_p95_ms: float | None = None
+    max_model_mib: float | None = None
+    max_bad_images: int = 0
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One check. `value` and `limit` are in `unit`; `exit_code` is what a failure asks for, 0 otherwise."""
+
+    name: CheckName
+    verdict: Verdict
+    detail: str
+    value: float | None = None
+    limit: float | None = None
+    unit: str = ""
+    exit_code: int = 0
+
+
+class BadImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image that could not be used, and why."""
+
+    image_id: str
+    reason: str
+
+
+class ClassScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One class of the bundle on this device.
+
+    The IoU of an old class is taken over the pixels whose truth is an old class, for the bundle and its parent alike
+    (`edge_ilseg.metrics.retention_confusion`); that of a new class over all pixels. `None` where no pixel is of it.
+    """
+
+    name: str
+    step: int
+    is_old: bool
+    pixels: int
+    iou: float | None
+    parent_iou: float | None
+
+    @property
+    def drop_pct(self) -> float | None:
+        """Percentage points that the class has lost against the parent; negative for a gain."""
+        if self.iou is None or self.parent_iou is None:
+            return None
+        return 100 * (self.parent_iou - self.iou)
+
+
+class BundleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which bundle, and which step it was made from."""
+
+    folder: str
+    bundle_id: str | None = None
+    step_name: str | None = None
+    step_index: int | None = None
+    step_id: str | None = None
+
+
+class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model of the bundle was run, by what."""
+
+    runtime: Runtime
+    precision: Precision
+    runtime_version: str
+    executed_precisions: dict[str, int] | None
+    threads: int | None
+    input_height_px: int
+    input_width_px: int
+    model_bytes: int
+
+
+class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was counted on labelled images. Confusion matrices are in the bundle's channels, rows are the truth."""
+
+    dataset: str
+    split: str
+    images_asked: int
+    images_counted: int
+    image_ids_sha256: str
+    bad_images: tuple[BadImage, ...]
+    classes: tuple[ClassScore, ...]
+    metrics: Metrics
+    miou_old: float | None
+    """Over the old classes that have pixels, by the definition in `ClassScore`."""
+    parent_miou_old: float | None
+    confusion: Confusion
+    parent_confusion: Confusion | None
+    latency_median_ms: float | None
+    """One run an image, between decoding images: a cold cache, unlike `VerifyReport.latencies_ms`."""
+
+    @property
+    def unmeasured_old(self) -> tuple[str, ...]:
+        """Old classes that no pixel of these images is truly of: nothing is known of their retention."""
+        return tuple(item.name for item in self.classes if item.is_old and not item.pixels)
+
+
+class VerifyReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The verdict on one bundle on one device."""
+
+    format: Literal["edge-ilseg-verify-report"]
+    format_version: int
+    created: str
+    """UTC, ISO 8601."""
+    exit_code: int
+    """0 passed, 1 retention or another limit, 2 parity, 3 artefact or environment."""
+    checks: tuple[Check, ...]
+    limits: Limits
+    bundle: BundleFacts
+    parent: BundleFacts | None
+    model: ModelFacts | None
+    scores: Scores | None
+    latencies_ms: tuple[float, ...]
+    """Warm runs of one golden image, in the order in which they ran."""
+    peak_rss_mib: float | None
+    """Highest resident memory of the process, a parent's model included, up to the end of the latency runs: before any
+    photograph is read."""
+    device: DeviceFacts
+
+    def check(self, name: CheckName) -> Check:
+        """The check of that name."""
+        return self.checks[CHECKS.index(name)]
+
+    @property
+    def is_retention_checked(self) -> bool:
+        """Whether the old classes were compared with the parent's."""
+        return self.check("old mIoU drop").verdict != "not checked"
+
+
+def encode_report(report: VerifyReport) -> bytes:
+    """The report as JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2)
+
+
+def parse_report(data: bytes) -> VerifyReport:
+    """Turn JSON from `encode_report` into a report again.
+
+    Raises:
+        msgspec.DecodeError: not such a report.
+    """
+    return msgspec.json.decode(data, type=VerifyReport)

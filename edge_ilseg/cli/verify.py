@@ -1,0 +1,126 @@
+"""`edge-ilseg verify`: the verdict on a bundle, from a machine that has no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edge_ilseg.cli.options import json_option
+from edge_ilseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edge_ilseg.bundle import Precision, Runtime
+    from edge_ilseg.data.dataset import Dataset
+
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--data", "data_text", metavar="KIND:ROOT", help="Labelled images: msrc:DIR, voc:DIR, folder:DIR, shapes:."
+)
+@click.option("--split", metavar="NAME", help="Which of the images; test if left out.")
+@click.option("--limit", "max_images", type=POSITIVE, metavar="N", help="At most N images, evenly spread.")
+@click.option("--against", type=click.Path(path_type=Path), metavar="BUNDLE", help="A bundle of the parent step.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="The first installed if left out.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="int8 if there, else fp32.")
+@click.option("--threads", type=POSITIVE, metavar="N", help="Threads of the runtime; its own choice if left out.")
+@click.option("--latency-runs", type=POSITIVE, default=30, show_default=True, metavar="N", help="Warm runs to time.")
+@click.option("--max-old-drop", type=float, default=2.0, show_default=True, help="Points of old-class mIoU.")
+@click.option("--max-class-drop", type=float, help="Points of IoU that a single old class may lose.")
+@click.option("--min-new-iou", type=float, help="Least mean IoU of the new classes, per cent.")
+@click.option("--max-latency-ms", type=float, help="Highest 95th percentile of the latency.")
+@click.option("--max-model-mib", type=float, help="Highest size of the model's files.")
+@click.option(
+    "--min-golden-agreement", type=float, help="Share of golden pixels; 0.999, or 0.99 for int8, if left out."
+)
+@click.option("--max-bad-images", type=click.IntRange(min=0), default=0, show_default=True, help="Images left out.")
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    bundle: Path,
+    data_text: str | None,
+    split: str | None,
+    max_images: int | None,
+    against: Path | None,
+    runtime: Runtime | None,
+    precision: Precision | None,
+    threads: int | None,
+    latency_runs: int,
+    max_old_drop: float,
+    max_class_drop: float | None,
+    min_new_iou: float | None,
+    max_latency_ms: float | None,
+    max_model_mib: float | None,
+    min_golden_agreement: float | None,
+    max_bad_images: int,
+    as_json: bool,
+) -> None:
+    """Judge BUNDLE on this device: is it whole, does it compute what it should, and what has it forgotten?
+
+    Hashes and golden outputs are always checked. Old classes are compared with the parent's bundle on the same images:
+    --data and --against. Limits that are left out are shown and not checked. Needs a runtime, and no torch.
+
+    \b
+    edge-ilseg verify boat.bundle
+    edge-ilseg verify boat.bundle --data msrc:DATA --against base.bundle
+    edge-ilseg verify boat.bundle --data folder:DATA --against base.bundle --max-old-drop 1 --max-class-drop 5 --json
+    edge-ilseg verify boat.bundle --runtime openvino --precision fp32 --max-latency-ms 40 --threads 2
+
+    \b
+    exit code 0   passed
+              1   retention, new classes, latency or size break a limit
+              2   parity: the golden outputs differ
+              3   the bundle, the images, this device or the command line cannot be used
+    """
+    from rich.console import Console
+
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.devices.verdict_table import verdict_table
+    from edge_ilseg.devices.verification import verify_bundle
+    from edge_ilseg.devices.verify_report import Limits, encode_report
+
+    if data_text is None and (split is not None or max_images is not None):
+        raise ConfigError("--split and --limit choose among images, and none are given", hint="add --data KIND:ROOT")
+    limits = Limits(
+        min_golden_agreement=min_golden_agreement,
+        max_old_miou_drop_pct=max_old_drop,
+        max_class_drop_pct=max_class_drop,
+        min_new_miou_pct=min_new_iou,
+        max_latency_p95_ms=max_latency_ms,
+        max_model_mib=max_model_mib,
+        max_bad_images=max_bad_images,
+    )
+    dataset = None if data_text is None else _open_data(data_text)
+    with progress_bar("verify") as progress:
+        report = verify_bundle(
+            bundle,
+            runtime=runtime,
+            precision=precision,
+            dataset=dataset,
+            split=split or "test",
+            max_images=max_images,
+            against=against,
+            limits=limits,
+            threads=threads,
+            latency_runs=latency_runs,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(encode_report(report))
+    else:
+        console = Console()
+        (console if console.is_terminal else Console(width=140)).print(verdict_table(report))
+    ctx.exit(report.exit_code)
+
+
+def _open_data(text: str) -> Dataset:
+    """`"msrc:DIR"` to the data set; a kind that reads no folder has nothing after the colon."""
+    from edge_ilseg.data import open_dataset
+
+    kind, _, root = text.partition(":")
+    return open_dataset(kind, Path(root) if root else None)

@@ -1,0 +1,133 @@
+"""The whole way on generated images: base model, two increments, bundles, and a verdict on each.
+
+One increment is fine-tuned and one is distilled, from the same base and with the same images, iterations and learning
+rate, so that the difference between them is the method's. The setup is `disjoint`: objects of the old classes in the
+new images are labelled background, as they are when somebody labels the new class alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from edge_ilseg.config import CONFIG_NAME, ClassesConfig, Config, DataConfig, StepConfig, TrainConfig, read_config
+from edge_ilseg.devices.verification import verify_bundle
+from edge_ilseg.errors import WorkspaceError, check_extra
+from edge_ilseg.metrics import Metrics
+from edge_ilseg.models.spec import ModelSpec
+from edge_ilseg.pipeline import EXPORT_MODULES, TRAINING_MODULES, export_step, run_plan
+from edge_ilseg.planning import open_data, plan_base, plan_step
+from edge_ilseg.progress import ProgressCallback, no_progress
+from edge_ilseg.workspace import create_workspace
+
+NEW_CLASS = "star"
+DISTILLED = "distilled"
+FINE_TUNED = "fine-tuned"
+DATA = DataConfig(kind="shapes", eval_split="test", setup="disjoint")
+MODEL = ModelSpec(backbone="tiny", output_stride=8, decoder_channels=64, input_height_px=96, input_width_px=96)
+TRAIN = TrainConfig(iterations=900, batch_size=16, learning_rate=0.05)
+STEP = StepConfig(iterations=120, batch_size=16, learning_rate=0.02, kd_softmax="old")
+METHODS = {FINE_TUNED: "finetune", DISTILLED: "kd-output"}
+
+
+class DemoRow(msgspec.Struct, frozen=True):
+    """One model of the demo: scores on the test split, and the verdict of `verify` on its bundle against the base's."""
+
+    model: str
+    precision: str
+    metrics: Metrics
+    verdict: str | None
+
+
+class DemoResult(msgspec.Struct, frozen=True):
+    """What the demo ends with."""
+
+    rows: tuple[DemoRow, ...]
+    bundle: str
+
+
+def run_demo(
+    folder: Path,
+    *,
+    base_iterations: int = TRAIN.iterations,
+    step_iterations: int = STEP.iterations,
+    replace: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> DemoResult:
+    """Run the whole pipeline in a new workspace at `folder`.
+
+    Args:
+        folder: of the workspace.
+        base_iterations: of step 0.
+        step_iterations: of each increment.
+        replace: delete the workspace of an earlier demo at `folder` first.
+        progress: told what is done.
+
+    Raises:
+        WorkspaceError: there is something at `folder` already.
+        EdgeIlsegError: an extra is missing, or the disk is full.
+    """
+    check_extra("all", sorted({*TRAINING_MODULES, *EXPORT_MODULES}), "the demo")
+    from edge_ilseg.export.package import ExportRequest
+
+    if replace:
+        _delete_demo(folder)
+    base_classes = tuple(name for name in open_data(DATA).info.classes if name != NEW_CLASS)
+    train = msgspec.structs.replace(TRAIN, iterations=base_iterations)
+    step = msgspec.structs.replace(STEP, iterations=step_iterations)
+    workspace = create_workspace(
+        folder,
+        Config(data=DATA, classes=ClassesConfig(base_classes), model=MODEL, weights="none", train=train, step=step),
+    )
+
+    base = run_plan(workspace, plan_base(workspace, progress=progress), progress=_named("base", progress))
+    records = {"before": base}
+    for name, method in METHODS.items():
+        settings = msgspec.structs.replace(step, method=method)
+        plan = plan_step(workspace, [NEW_CLASS], settings, parent_name=base.name, name=name, progress=progress)
+        records[name] = run_plan(workspace, plan, progress=_named(name, progress))
+
+    rows: list[DemoRow] = []
+    bundles = {name: folder / "bundles" / record.name for name, record in records.items()}
+    for name, record in records.items():
+        request = ExportRequest(precisions=("fp32", "int8"))
+        manifest = export_step(workspace, record, request, bundles[name], progress=_named(name, progress))
+        rows.append(DemoRow(name, "torch fp32", record.metrics[DATA.eval_split], None))
+        for entry in manifest.models:
+            if entry.expected is None or entry.precision != "int8":
+                continue
+            verdict = None
+            if name != "before":
+                report = verify_bundle(
+                    bundles[name],
+                    runtime=entry.runtime,
+                    precision=entry.precision,
+                    dataset=open_data(DATA),
+                    split=DATA.eval_split,
+                    against=bundles["before"],
+                    progress=_named(f"verify {name}", progress),
+                )
+                failed = [check.name for check in report.checks if check.verdict == "failed"]
+                verdict = "refused: " + ", ".join(failed) if failed else "passed"
+            rows.append(DemoRow(name, f"{entry.runtime} {entry.precision}", entry.expected, verdict))
+    return DemoResult(tuple(rows), str(bundles[DISTILLED]))
+
+
+def _named(name: str, progress: ProgressCallback) -> ProgressCallback:
+    return lambda text, share: progress(f"{name}: {text}", share)
+
+
+def _delete_demo(folder: Path) -> None:
+    """Delete an earlier demo's workspace, and nothing that is anything else.
+
+    Raises:
+        WorkspaceError: the folder is not the workspace of a demo.
+    """
+    if not folder.exists():
+        return
+    config = folder / CONFIG_NAME
+    if not config.is_file() or read_config(config).data.kind != "shapes":
+        raise WorkspaceError("the folder is not the workspace of an earlier demo", where=folder, hint="choose another")
+    shutil.rmtree(folder)

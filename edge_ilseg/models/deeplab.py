@@ -1,0 +1,97 @@
+"""DeepLab heads: features to class logits at the features' size, through parallel dilated convolutions (ASPP).
+
+Both heads keep their growing classifiers, and nothing else that grows, in `classifiers`.
+State names: `classifiers.<i>.steps.<k>`; DeepLab v3 also `branches.<i>...`, `pooling` and `projection.{conv,bn}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edge_ilseg.models.head import GrowingClassifier
+from edge_ilseg.models.layers import ConvBatchNorm
+
+
+class DeepLabV2(nn.Module):
+    """The paper's decoder: parallel dilated 3x3 convolutions from features straight to classes, with bias, summed.
+
+    Chen et al., arXiv 1606.00915, as Michieli & Zanuttigh use it. Each branch is a classifier of its own and grows.
+
+    Args:
+        in_channels: channels of the features.
+        rates: dilation of each branch.
+        class_counts: classes of each step.
+    """
+
+    def __init__(self, in_channels: int, rates: Sequence[int], class_counts: Sequence[int]) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(
+            GrowingClassifier(in_channels, class_counts, kernel=3, dilation=rate) for rate in rates
+        )
+
+    def forward(self, features_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits N x K x h x w, and each branch's share of them, of the same shape."""
+        branches = tuple(classifier(features_NCHW) for classifier in self.classifiers)
+        logits_NCHW: Tensor = branches[0]
+        for branch_NCHW in branches[1:]:
+            logits_NCHW = logits_NCHW + branch_NCHW
+        return logits_NCHW, branches
+
+
+def _separable(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False)
+    pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return nn.Sequential(ConvBatchNorm(depthwise, "relu"), ConvBatchNorm(pointwise, "relu"))
+
+
+class ImagePooling(nn.Module):
+    """The image's mean feature through a 1x1 convolution, spread over all positions.
+
+    No batch norm, unlike the published head: over N values per channel its statistics would be noise, and undefined
+    for a batch of one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_in", nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, features_NCHW: Tensor) -> Tensor:
+        """Features N x C x h x w to N x C' x h x w."""
+        pooled = F.relu(self.conv(F.adaptive_avg_pool2d(features_NCHW, 1)))
+        return pooled.expand(-1, -1, features_NCHW.shape[2], features_NCHW.shape[3])
+
+
+class DeepLabV3(nn.Module):
+    """ASPP of DeepLab v3 (Chen et al., arXiv 1706.05587) in separable convolutions, and a growing 1x1 classifier.
+
+    A 1x1 convolution, three dilated depthwise-separable ones and image pooling, merged by a 1x1 projection. There is no
+    dropout.
+
+    Args:
+        in_channels: channels of the features.
+        channels: of each branch and of the projection.
+        rates: dilation of each separable branch.
+        class_counts: classes of each step.
+    """
+
+    def __init__(self, in_channels: int, channels: int, rates: Sequence[int], class_counts: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([ConvBatchNorm(nn.Conv2d(in_channels, channels, 1, bias=False), "relu")])
+        self.branches.extend(_separable(in_channels, channels, rate) for rate in rates)
+        self.pooling = ImagePooling(in_channels, channels)
+        merged = channels * (len(self.branches) + 1)
+        self.projection = ConvBatchNorm(nn.Conv2d(merged, channels, 1, bias=False), "relu")
+        self.classifiers = nn.ModuleList([GrowingClassifier(channels, class_counts)])
+
+    def forward(self, features_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits N x K x h x w, and the branches' outputs before they are merged, N x `channels` x h x w each."""
+        branches = (*(branch(features_NCHW) for branch in self.branches), self.pooling(features_NCHW))
+        merged_NCHW = self.projection(torch.cat(branches, dim=1))
+        return self.classifiers[0](merged_NCHW), branches

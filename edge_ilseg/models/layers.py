@@ -1,0 +1,104 @@
+"""Layers that the networks are made of.
+
+1. A batch norm that is `held` stays in eval mode whoever calls `train()`, on it or on any module around it: its
+   statistics cannot change.
+2. Where a stride is taken out to keep the output stride small, the convolutions behind it are dilated instead and the
+   weights stay as they are: at the positions that both nets share, they compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["relu", "relu6"]
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that can be held in eval mode (rule 1)."""
+
+    held: bool = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter training mode unless held."""
+        return super().train(mode and not self.held)
+
+
+def same_padding(size_px: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Zeros before and after one axis so that a convolution gives ceil(size / stride) values, as in TensorFlow."""
+    reach = (kernel - 1) * dilation + 1
+    total = max((-(-size_px // stride) - 1) * stride + reach - size_px, 0)
+    return total // 2, total - total // 2
+
+
+class Conv2dSame(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding, which depends on the size of the input.
+
+    For a fixed input size the padding is constant: it goes into the convolution where it is symmetric (every stride
+    of 1, and odd sizes at stride 2) and becomes one Pad with constants where it is not (even sizes at stride 2).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve N x C x H x W into N x C' x ceil(H / stride) x ceil(W / stride)."""
+        height, width = input.shape[2:]
+        top, bottom = same_padding(height, self.kernel_size[0], self.stride[0], self.dilation[0])
+        left, right = same_padding(width, self.kernel_size[1], self.stride[1], self.dilation[1])
+        padding = (top, left)
+        if padding != (bottom, right):
+            input = F.pad(input, (left, right, top, bottom))
+            padding = (0, 0)
+        return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class ConvBatchNorm(nn.Module):
+    """A convolution without bias, batch norm, and an activation or none."""
+
+    def __init__(
+        self, conv: nn.Conv2d, activation: Activation | None, *, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = BatchNorm2d(conv.out_channels, eps=eps, momentum=momentum)
+        self.activation = activation
+        nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Convolve, normalise, activate."""
+        x_NCHW = self.bn(self.conv(x_NCHW))
+        if self.activation == "relu":
+            return F.relu(x_NCHW)
+        return F.relu6(x_NCHW) if self.activation == "relu6" else x_NCHW
+
+
+class StageGeometry(NamedTuple):
+    """How one stage of a backbone is strided and dilated."""
+
+    stride: int
+    """Of the stage's first block."""
+    first_dilation: int
+    """Of the convolution that carries the stride: it still reads the grid of the stage before."""
+    dilation: int
+    """Of every convolution behind it."""
+
+
+def stage_geometry(stem_stride: int, strides: Sequence[int], output_stride: int) -> list[StageGeometry]:
+    """Replace strides by dilation so that the last stage has `output_stride` (rule 2).
+
+    Args:
+        stem_stride: stride of all that lies before the stages.
+        strides: the stages' strides in the classification network.
+        output_stride: wanted input size / feature size; a power of two.
+    """
+    geometry = []
+    reached, dilation = stem_stride, 1
+    for stride in strides:
+        first_dilation = dilation
+        if reached * stride > output_stride:
+            dilation *= stride
+            stride = 1
+        reached *= stride
+        geometry.append(StageGeometry(stride, first_dilation, dilation))
+    return geometry

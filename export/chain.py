@@ -1,0 +1,78 @@
+"""The parity chain of one export: which forms of the model it needs, and the images they are compared on.
+
+The chain runs twins of the shipped files that give `logits` besides `mask`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ilseg.bundle import ParityRow, Precision
+from edge_ilseg.errors import MissingPackageError
+from edge_ilseg.export import parity
+from edge_ilseg.export.float_onnx import deployed_model
+from edge_ilseg.export.openvino_ir import write_ir
+from edge_ilseg.export.request import Subject
+from edge_ilseg.export.sessions import Predict, load_onnx, load_openvino, load_torch
+from edge_ilseg.images import resize_image
+
+
+def _stages(subject: Subject, work: Path) -> Iterator[parity.Stage]:
+    """The forms of the model that the request needs, the reference first."""
+    request = subject.request
+    yield parity.Stage(parity.TORCH, load_torch(deployed_model(subject.model)))
+    yield parity.Stage(parity.ONNX_FP32, load_onnx(work / "float.onnx"))
+    if "onnx" in request.targets and "int8" in request.precisions:
+        yield parity.Stage(parity.ONNX_INT8_SIMULATED, load_onnx(work / "int8.onnx", simulated=True))
+        yield parity.Stage(parity.ONNX_INT8, load_onnx(work / "int8.onnx"))
+    if "openvino" not in request.targets:
+        return
+
+    def load_twin(precision: Precision, *, simulated: bool = False) -> Predict:
+        twin = work / f"twin.{precision}.xml"
+        if not twin.exists():
+            write_ir(work / ("int8.onnx" if precision == "int8" else "float.onnx"), twin, precision, {})
+        return load_openvino(twin, simulated=simulated)
+
+    yield parity.Stage(parity.IR_FP32, load_twin("fp32"))
+    if "fp16" in request.precisions:
+        yield parity.Stage(parity.IR_FP16, load_twin("fp16"))
+    if "int8" in request.precisions:
+        try:
+            simulated = load_twin("int8", simulated=True)
+        except MissingPackageError as error:
+            subject.progress(f"{error.what}: {error.found}", 1.0)
+        else:
+            yield parity.Stage(parity.IR_INT8_SIMULATED, simulated)
+        yield parity.Stage(parity.IR_INT8, load_twin("int8"))
+
+
+def run_parity_chain(subject: Subject, work: Path, golden_NHWC: NDArray[np.uint8]) -> tuple[ParityRow, ...]:
+    """Measure and check the chain on the evaluation images, or on the golden ones where there are none."""
+    spec = subject.model.spec
+    text = "comparing the exported models with torch"
+
+    def images() -> Iterator[parity.ParityImage]:
+        if subject.evaluation is None:
+            yield from (parity.ParityImage(image_HWC[np.newaxis], None) for image_HWC in golden_NHWC)
+            return
+        for number, (image_HWC, labels_HW) in enumerate(subject.evaluation(), start=1):
+            subject.progress(f"{text}, image {number}", 0.0)  # how many there are is not known
+            resized_HWC = resize_image(image_HWC, spec.input_height_px, spec.input_width_px)
+            yield parity.ParityImage(resized_HWC[np.newaxis], labels_HW)
+
+    subject.progress(text, 0.0)
+    rows = parity.measure_parity(
+        list(_stages(subject, work)),
+        images(),
+        subject.names,
+        old_count=subject.old_count,
+        background=subject.background,
+    )
+    subject.progress(text, 1.0)
+    parity.check_parity(rows, min_int8_agreement=subject.request.min_int8_agreement)
+    return rows

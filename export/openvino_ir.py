@@ -1,0 +1,118 @@
+"""OpenVINO IR from ONNX: fp32, fp16 (weights stored in half precision), and int8 from the QDQ graph.
+
+1. The input stays what it is in the ONNX: `image`, uint8, 1 x H x W x 3.
+2. The same ONNX gives the same bytes. OpenVINO numbers the layers that it adds by a counter of the process; they are
+   renamed after the layer they feed.
+3. `rt_info["model_info"]` is what OpenVINO's Model API reads, `rt_info["edge_ilseg"]` is ours.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edge_ilseg.bundle import Precision
+from edge_ilseg.errors import ExportError
+from edge_ilseg.files import sync_file
+
+NUMBERED = re.compile(r"[A-Za-z]+_\d+")
+CONVOLUTIONS = ("Convolution", "GroupConvolution")
+INTEGER_PRECISIONS = frozenset({"u8", "i8"})
+X86 = frozenset({"x86_64", "AMD64"})
+
+
+def model_api_info(classes: Sequence[str]) -> dict[str, str]:
+    """What OpenVINO's Model API has to know of a segmentation model; a label cannot hold a space there."""
+    return {
+        "model_type": "segmentation",
+        "labels": " ".join(name.replace(" ", "_") for name in classes),
+        "resize_type": "standard",
+        "reverse_input_channels": "False",
+        "return_soft_prediction": "False",
+    }
+
+
+def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mapping[str, Mapping[str, str]]) -> None:
+    """Convert an ONNX file to `xml_path` and, beside it, a `.bin` of the same name.
+
+    Args:
+        onnx_path: float for fp32 and fp16, the QDQ graph for int8.
+        xml_path: ends in `.xml`.
+        precision: fp32 and int8 store weights as they are, fp16 in half precision.
+        info: sections of `rt_info`, each a mapping of keys to texts.
+
+    Raises:
+        ExportError: OpenVINO cannot convert the graph.
+    """
+    import openvino as ov
+
+    try:
+        model = ov.convert_model(str(onnx_path))
+    except RuntimeError as error:
+        raise ExportError("OpenVINO cannot convert the graph", where=onnx_path, found=str(error)) from error
+    _name_added_layers(model, _names_of(onnx.load(onnx_path, load_external_data=False)))
+    model.set_friendly_name("edge_ilseg")
+    model.inputs[0].get_node().set_layout(ov.Layout("NHWC"))
+    for section, entries in info.items():
+        for key, value in entries.items():
+            model.set_rt_info(value, [section, key])
+    ov.save_model(model, str(xml_path), compress_to_fp16=precision == "fp16")
+    sync_file(xml_path)
+    sync_file(xml_path.with_suffix(".bin"))
+
+
+def executed_precisions(xml_path: Path) -> dict[str, int]:
+    """How many convolutions run in each precision on this machine: `{"u8": 41}`, with float layers in f32."""
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(str(xml_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return convolution_precisions(compiled)
+
+
+def convolution_precisions(compiled: Any) -> dict[str, int]:
+    """The same for a model that is compiled already."""
+    layers = [dict(layer.get_rt_info()) for layer in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = [info["runtimePrecision"].astype(str) for info in layers if info["layerType"].astype(str) in CONVOLUTIONS]
+    return dict(sorted(Counter(kinds).items()))
+
+
+def check_int8_runs(xml_path: Path) -> None:
+    """Raise `ExportError` when no convolution of an int8 model runs in int8; looked at on x86-64 only."""
+    if platform.machine() not in X86:
+        return
+    counts = executed_precisions(xml_path)
+    if INTEGER_PRECISIONS.isdisjoint(counts):
+        raise ExportError(
+            "OpenVINO runs no convolution of the int8 model in int8: it would be slower than fp32 and no better",
+            where=xml_path,
+            found=", ".join(f"{count} in {kind}" for kind, count in counts.items()) or "no convolution",
+            expected="convolutions in u8 or i8",
+            hint="export fp16 for OpenVINO, and report this model",
+        )
+
+
+def _names_of(model: onnx.ModelProto) -> frozenset[str]:
+    graph = model.graph
+    names = {item.name for item in (*graph.node, *graph.initializer, *graph.input, *graph.output)}
+    return frozenset(names.union(*(node.output for node in graph.node)))
+
+
+def _name_added_layers(model: Any, onnx_names: frozenset[str]) -> None:
+    """Rule 2: from the results back, a numbered layer becomes `<layer that it feeds>/<input there>`."""
+    layers = model.get_ordered_ops()
+    order = {layer.get_name(): number for number, layer in enumerate(layers)}
+    for layer in reversed(layers):
+        name = layer.get_friendly_name()
+        if name in onnx_names or not NUMBERED.fullmatch(name):
+            continue
+        readers = [reader for output in layer.outputs() for reader in output.get_target_inputs()]
+        if not readers:
+            continue
+        first = min(readers, key=lambda reader: (order[reader.get_node().get_name()], reader.get_index()))
+        layer.set_friendly_name(f"{first.get_node().get_friendly_name()}/{first.get_index()}")

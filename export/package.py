@@ -1,0 +1,251 @@
+"""From a model to a bundle: the stages of an export, one under another.
+
+float ONNX -> ranges -> int8 ONNX -> the files that are shipped -> parity -> golden masks -> expected scores -> manifest
+
+1. The bundle appears whole or not at all; a model with NaN weights, or one that fails parity, leaves nothing behind.
+2. Every model of the bundle is made from one float graph, and every int8 model from one set of ranges.
+3. Golden masks and expected scores come from the shipped files, run by the session that a device uses.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import onnx
+
+from edge_ilseg.bundle import (
+    FORMAT_VERSION,
+    CalibrationEntry,
+    ClassEntry,
+    Manifest,
+    ModelEntry,
+    ParityRow,
+    Precision,
+    Preprocessing,
+    StepEntry,
+    write_manifest,
+)
+from edge_ilseg.calibration.collect import collect_ranges
+from edge_ilseg.calibration.ranges import Ranges, write_ranges
+from edge_ilseg.calibration.sample import CalibrationImages as CalibrationImages
+from edge_ilseg.devices.runtime import load_session
+from edge_ilseg.errors import ExportError
+from edge_ilseg.export.chain import run_parity_chain
+from edge_ilseg.export.float_onnx import OPSET, check_finite, write_float_onnx
+from edge_ilseg.export.golden import GOLDEN_IMAGES, golden_masks_name, golden_scenes, predict_masks, write_npy
+from edge_ilseg.export.graph import keep_outputs, set_metadata, write_onnx
+from edge_ilseg.export.openvino_ir import check_int8_runs, model_api_info, write_ir
+from edge_ilseg.export.quantize import write_int8_onnx
+from edge_ilseg.export.request import RUNTIME_OF, Evaluation, Subject, Target
+from edge_ilseg.export.request import ExportRequest as ExportRequest
+from edge_ilseg.files import new_folder
+from edge_ilseg.images import resize_image, resize_mask
+from edge_ilseg.metrics import Metrics, confusion_matrix, score
+from edge_ilseg.models.segmentation import SegmentationModel
+from edge_ilseg.progress import ProgressCallback, no_progress
+
+RANGES_NAME = "ranges.json"
+PACKAGES = ("edge-ilseg", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
+
+
+def export_bundle(
+    model: SegmentationModel,
+    out: Path,
+    *,
+    request: ExportRequest,
+    step: StepEntry,
+    classes: tuple[ClassEntry, ...],
+    background: str | None,
+    calibration: CalibrationImages | None = None,
+    evaluation: Evaluation | None = None,
+    evaluation_name: str | None = None,
+    progress: ProgressCallback | None = None,
+    replace: bool = False,
+) -> Manifest:
+    """Write the bundle of `model` to `out` (rules 1 to 3).
+
+    Args:
+        model: any device; left as it is.
+        out: folder of the bundle; must not exist unless `replace`.
+        request: which models, and how.
+        step: the step that the model comes from.
+        classes: one entry a channel, in channel order.
+        background: name of the background class, or None.
+        calibration: images for the int8 ranges; needed for int8, not looked at otherwise.
+        evaluation: labelled images to score the models on; without them there are no expected scores, and the parity
+            chain runs on the golden images.
+        evaluation_name: what the manifest calls them.
+        progress: told what is done.
+        replace: put the new bundle in the place of one that is there.
+
+    Raises:
+        ExportError: the request cannot be met, the model holds NaN, no calibration images for int8, `out` exists.
+        ParityError: an exported model does not compute what the torch model does.
+        EdgeIlsegError: an image cannot be read, or the disk is full.
+    """
+    subject = Subject(model, request, step, classes, background, evaluation, progress or no_progress)
+    _check_subject(subject, calibration)
+    if out.exists() and not replace:
+        raise ExportError("the bundle is there already", where=out, hint="choose another folder, or replace it")
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-ilseg-export-") as work_name,
+        new_folder(out, replace=replace) as folder,
+    ):
+        work = Path(work_name)
+        subject.progress("exporting to ONNX", 0.0)
+        write_float_onnx(model, work / "float.onnx")
+        subject.progress("exporting to ONNX", 1.0)
+        ranges = _quantize(subject, work, folder, calibration)
+        entries = [_ship(subject, work, folder, *which, ranges) for which in request.models()]
+        images_NHWC = golden_scenes(
+            request.golden_count, model.spec.input_height_px, model.spec.input_width_px, request.seed
+        )
+        write_npy(folder / GOLDEN_IMAGES, images_NHWC)
+        rows = run_parity_chain(subject, work, images_NHWC)
+        for entry in entries:
+            write_npy(folder / entry.golden_masks, predict_masks(folder, entry, images_NHWC))
+        entries = [msgspec.structs.replace(entry, expected=_expected(subject, folder, entry)) for entry in entries]
+        return write_manifest(folder, _manifest(subject, entries, rows, evaluation_name))
+
+
+def _check_subject(subject: Subject, calibration: CalibrationImages | None) -> None:
+    """Refuse before anything is exported or written."""
+    request = subject.request
+    request.models()
+    if request.golden_count < 1:
+        raise ExportError("a bundle needs at least one golden image", found=request.golden_count)
+    check_finite(subject.model)
+    if subject.model.class_count != len(subject.classes):
+        raise ExportError(
+            "the class list does not fit the model",
+            found=f"{len(subject.classes)} classes",
+            expected=f"{subject.model.class_count}, one for each channel of the model",
+        )
+    if "int8" in request.precisions and (calibration is None or not calibration.ids):
+        raise ExportError(
+            "int8 needs images to calibrate on",
+            found="no calibration image",
+            hint="give the images of this step, or export --precision fp32 (and fp16 for OpenVINO)",
+        )
+
+
+def _quantize(subject: Subject, work: Path, folder: Path, calibration: CalibrationImages | None) -> Ranges | None:
+    """Calibrate and write `ranges.json` and the int8 twin, if int8 is asked for."""
+    if "int8" not in subject.request.precisions or calibration is None:
+        return None
+    spec = subject.model.spec
+    images_NHWC = (
+        resize_image(calibration.read(image_id), spec.input_height_px, spec.input_width_px)[np.newaxis]
+        for image_id in calibration.ids
+    )
+    ranges = collect_ranges(
+        work / "float.onnx",
+        images_NHWC,
+        image_ids=calibration.ids,
+        images_sha256=calibration.images_sha256,
+        step=subject.step.name,
+        progress=subject.progress,
+    )
+    write_ranges(folder / RANGES_NAME, ranges)
+    write_int8_onnx(work / "float.onnx", work / "int8.onnx", ranges, reduce_range=subject.request.reduce_range)
+    return ranges
+
+
+def _ship(
+    subject: Subject, work: Path, folder: Path, target: Target, precision: Precision, ranges: Ranges | None
+) -> ModelEntry:
+    """Write one model into the bundle, and for OpenVINO its twin with logits into `work`."""
+    request = subject.request
+    outputs: tuple[Literal["mask", "logits"], ...] = ("mask", "logits") if request.logits else ("mask",)
+    source = work / ("int8.onnx" if precision == "int8" else "float.onnx")
+    ours = {
+        "classes": msgspec.json.encode(subject.names).decode(),
+        "step_id": subject.step.id,
+        "version": metadata.version("edge-ilseg"),
+    }
+    subject.progress(f"writing {target} {precision}", 0.0)
+    if target == "onnx":
+        files: tuple[str, ...] = (f"models/onnx/model.{precision}.onnx",)
+        shipped = keep_outputs(onnx.load(source), outputs)
+        set_metadata(shipped, {f"edge_ilseg.{key}": value for key, value in ours.items()})
+        _make_parent(folder / files[0])
+        write_onnx(folder / files[0], shipped)
+    else:
+        files = tuple(f"models/openvino/model.{precision}.{suffix}" for suffix in ("xml", "bin"))
+        info = {"model_info": model_api_info(subject.names), "edge_ilseg": ours}
+        trimmed = work / f"model.{precision}.onnx"
+        write_onnx(trimmed, keep_outputs(onnx.load(source), outputs))
+        _make_parent(folder / files[0])
+        write_ir(trimmed, folder / files[0], precision, info)
+        if precision == "int8":
+            check_int8_runs(folder / files[0])
+    subject.progress(f"writing {target} {precision}", 1.0)
+    entry = None
+    if precision == "int8" and ranges is not None:
+        entry = CalibrationEntry(
+            ranges.method, ranges.image_ids, ranges.images_sha256, request.reduce_range, RANGES_NAME
+        )
+    return ModelEntry(
+        runtime=RUNTIME_OF[target],
+        precision=precision,
+        files=files,
+        outputs=outputs,
+        opset=OPSET,
+        golden_masks=golden_masks_name(RUNTIME_OF[target], precision),
+        calibration=entry,
+        expected=None,
+    )
+
+
+def _make_parent(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _expected(subject: Subject, folder: Path, entry: ModelEntry) -> Metrics | None:
+    """Score a shipped model on the evaluation images, as a device would (rule 3)."""
+    if subject.evaluation is None:
+        return None
+    text = f"scoring {entry.runtime} {entry.precision}"
+    subject.progress(text, 0.0)
+    session = load_session(folder, entry)
+    confusion = np.zeros((len(subject.names), len(subject.names)), dtype=np.int64)
+    count = 0
+    for image_HWC, labels_HW in subject.evaluation():
+        resized_HWC = resize_image(image_HWC, session.input_height_px, session.input_width_px)
+        mask_HW = resize_mask(session.mask(resized_HWC), *labels_HW.shape)
+        confusion += confusion_matrix(labels_HW, mask_HW, len(subject.names))
+        count += 1
+    subject.progress(text, 1.0)
+    return score(confusion, subject.names, old_count=subject.old_count, background=subject.background, images=count)
+
+
+def _manifest(
+    subject: Subject, entries: Iterable[ModelEntry], rows: tuple[ParityRow, ...], evaluation_name: str | None
+) -> Manifest:
+    """The manifest before its files are listed."""
+    spec = subject.model.spec
+    packages = PACKAGES + (("openvino",) if "openvino" in subject.request.targets else ())
+    return Manifest(
+        format="edge-ilseg-bundle",
+        format_version=FORMAT_VERSION,
+        bundle_id="",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        step=subject.step,
+        classes=subject.classes,
+        background=subject.background,
+        preprocessing=Preprocessing(height_px=spec.input_height_px, width_px=spec.input_width_px),
+        models=tuple(entries),
+        golden_images=GOLDEN_IMAGES,
+        expected_data=evaluation_name if subject.evaluation is not None else None,
+        parity=rows,
+        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        files={},
+    )

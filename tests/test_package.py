@@ -1,0 +1,224 @@
+"""The bundle: whole or not at all, and what its manifest says is true of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from fakes import HEIGHT_PX, WIDTH_PX, random_images, small_model
+
+from edge_ilseg.bundle import ClassEntry, Manifest, StepEntry, check_files, read_manifest
+from edge_ilseg.calibration.ranges import read_ranges
+from edge_ilseg.devices.runtime import check_fit, load_session
+from edge_ilseg.errors import ExportError, ParityError
+from edge_ilseg.export.package import CalibrationImages, ExportRequest, export_bundle
+from edge_ilseg.export.request import LabelledImage
+from edge_ilseg.models.segmentation import SegmentationModel
+
+IMAGES = dict(zip(("a", "b", "c"), random_images(3, height_px=72, width_px=80), strict=True))
+CALIBRATION = CalibrationImages(ids=tuple(IMAGES), images_sha256="22", read=IMAGES.__getitem__)
+STEP = StepEntry(1, "01-boat", "ab" * 32, "cd" * 32, "freeze+kd-output", "ef" * 32, encoder_frozen=True)
+CLASSES = tuple(
+    ClassEntry(name, step, (step, 0, 0)) for name, step in (("background", 0), ("cat", 0), ("dog", 0), ("big boat", 1))
+)
+EVERYTHING = ExportRequest(precisions=("int8", "fp32", "fp16"), targets=("openvino", "onnx"))
+
+
+def evaluation() -> list[LabelledImage]:
+    rng = np.random.default_rng(0)
+    return [(image, rng.integers(0, 4, (72, 80)).astype(np.uint8)) for image in IMAGES.values()]
+
+
+def export(out: Path, request: ExportRequest, model: SegmentationModel | None = None, **options: object) -> Manifest:
+    settings: dict[str, object] = {"step": STEP, "classes": CLASSES, "background": "background"}
+    settings["calibration"] = CALIBRATION
+    return export_bundle(model or small_model(), out, request=request, **{**settings, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def told() -> list[tuple[str, float]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, float]]) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "01-boat"
+    export(
+        out,
+        EVERYTHING,
+        evaluation=evaluation,
+        evaluation_name="made up",
+        progress=lambda text, share: told.append((text, share)),
+    )
+    return out
+
+
+def test_the_manifest_lists_every_file_with_its_hash(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest)
+    assert {name for name in manifest.files if name.startswith("models/")} == {
+        "models/onnx/model.fp32.onnx",
+        "models/onnx/model.int8.onnx",
+        *(f"models/openvino/model.{p}.{suffix}" for p in ("fp32", "fp16", "int8") for suffix in ("xml", "bin")),
+    }
+    assert (manifest.step, manifest.classes, manifest.background) == (STEP, CLASSES, "background")
+    assert manifest.old_count == 3
+    assert (manifest.preprocessing.height_px, manifest.preprocessing.width_px) == (HEIGHT_PX, WIDTH_PX)
+    assert {"torch", "onnx", "onnxruntime", "openvino", "edge-ilseg"} <= manifest.versions.keys()
+
+
+def test_every_model_gives_its_golden_masks_on_the_session_of_a_device(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    images_NHWC = np.load(bundle / manifest.golden_images, allow_pickle=False)
+    assert images_NHWC.shape == (4, HEIGHT_PX, WIDTH_PX, 3)
+    assert images_NHWC.dtype == np.uint8
+    assert len(manifest.models) == 5
+    for entry in manifest.models:
+        session = load_session(bundle, entry)
+        check_fit(session, manifest)
+        golden_NHW = np.load(bundle / entry.golden_masks, allow_pickle=False)
+        for image_HWC, golden_HW in zip(images_NHWC, golden_NHW, strict=True):
+            np.testing.assert_array_equal(session.mask(image_HWC), golden_HW)
+        assert len(np.unique(golden_NHW)) > 1
+
+
+def test_the_parity_table_has_a_row_for_every_form_of_the_model(bundle: Path) -> None:
+    rows = {row.stage: row for row in read_manifest(bundle).parity}
+    assert [name for name in rows if name != "openvino int8 simulated"] == [
+        "torch",
+        "onnx fp32",
+        "onnx int8 simulated",
+        "onnx int8",
+        "openvino fp32",
+        "openvino fp16",
+        "openvino int8",
+    ]
+    assert rows["onnx fp32"].agreement >= 0.9999
+    assert rows["onnx int8"].agreement > 0.9
+    assert (rows["onnx int8"].max_abs or 0) > (rows["onnx fp32"].max_abs or 1)
+    assert all(row.miou_old is not None and row.miou_new is not None for row in rows.values())
+
+
+def test_expected_scores_are_those_of_the_shipped_model(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.expected_data == "made up"
+    rows = {row.stage: row for row in manifest.parity}
+    for entry in manifest.models:
+        stage = f"{'onnx' if entry.runtime == 'onnxruntime' else 'openvino'} {entry.precision}"
+        assert entry.expected is not None
+        assert entry.expected.images == 3
+        assert entry.expected.pixels == 3 * 72 * 80
+        assert entry.expected.miou_old == pytest.approx(rows[stage].miou_old)
+        assert list(entry.expected.iou) == ["background", "cat", "dog", "big boat"]
+
+
+def test_int8_models_say_what_they_were_calibrated_on(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    for entry in manifest.models:
+        if entry.precision != "int8":
+            assert entry.calibration is None
+            continue
+        assert entry.calibration is not None
+        assert entry.calibration.image_ids == ("a", "b", "c")
+        assert entry.calibration.reduce_range
+        ranges = read_ranges(bundle / str(entry.calibration.ranges_file))
+        assert ranges.image_ids == entry.calibration.image_ids
+        assert {item.step for item in ranges.tensors.values()} == {"01-boat"}
+
+
+def test_logits_are_left_out_unless_asked_for(bundle: Path, tmp_path: Path) -> None:
+    shipped = onnx.load(bundle / "models/onnx/model.int8.onnx")
+    assert [output.name for output in shipped.graph.output] == ["mask"]
+    assert {entry.key: entry.value for entry in shipped.metadata_props}["edge_ilseg.classes"] == (
+        '["background","cat","dog","big boat"]'
+    )
+    manifest = export(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("fp32",), logits=True))
+    (entry,) = manifest.models
+    assert entry.outputs == ("mask", "logits")
+    logits_CHW = load_session(tmp_path / "out", entry).logits(random_images(1)[0])
+    assert logits_CHW.shape == (4, HEIGHT_PX, WIDTH_PX)
+
+
+def test_progress_is_told_for_every_stage(bundle: Path, told: list[tuple[str, float]]) -> None:
+    texts = " ".join(text for text, _ in told)
+    for stage in ("exporting to ONNX", "calibrating", "writing openvino int8", "comparing", "scoring onnxruntime int8"):
+        assert stage in texts
+    assert all(0.0 <= share <= 1.0 for _, share in told)
+
+
+def test_only_what_the_targets_need_is_made_and_compared(tmp_path: Path) -> None:
+    manifest = export(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("fp32",)), calibration=None)
+    assert [row.stage for row in manifest.parity] == ["torch", "onnx fp32"]
+    assert [row.miou_old for row in manifest.parity] == [None, None]
+    assert manifest.expected_data is None
+    assert "ranges.json" not in manifest.files
+
+
+def test_constant_images_can_be_calibrated_on(tmp_path: Path) -> None:
+    black = CalibrationImages(("black",), "00", lambda _: np.zeros((50, 40, 3), dtype=np.uint8))
+    manifest = export(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("int8",)), calibration=black)
+    assert [entry.precision for entry in manifest.models] == ["int8"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (ExportRequest(targets=("onnx",), precisions=("fp16",)), "fp16 is made for OpenVINO only"),
+        (ExportRequest(targets=(), precisions=("fp32",)), "no such target"),
+        (ExportRequest(precisions=("int4",)), "no such precision"),  # type: ignore[arg-type]
+        (ExportRequest(golden_count=0), "golden image"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(tmp_path: Path, request_: ExportRequest, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(tmp_path / "out", request_)
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_without_images_says_what_to_do_and_writes_nothing(tmp_path: Path) -> None:
+    for images in (None, CalibrationImages((), "00", IMAGES.__getitem__)):
+        with pytest.raises(ExportError, match="--precision fp32"):
+            export(tmp_path / "out", ExportRequest(), calibration=images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_weights_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+    model = small_model()
+    model.encoder.stages[1][0].bn.running_var[2] = float("nan")
+    with pytest.raises(ExportError, match=r"'encoder\.stages\.1\.0\.bn\.running_var'"):
+        export(tmp_path / "out", ExportRequest(), model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_list_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="3 classes"):
+        export(tmp_path / "out", ExportRequest(), classes=CLASSES[:3])
+
+
+def test_an_export_that_fails_parity_leaves_nothing_behind(tmp_path: Path) -> None:
+    request = ExportRequest(targets=("onnx",), precisions=("int8",), min_int8_agreement=1.01)
+    with pytest.raises(ParityError, match="'onnx int8'"):
+        export(tmp_path / "out", request)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_that_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    request = ExportRequest(targets=("onnx",), precisions=("fp32",), golden_count=1)
+    first = export(tmp_path / "out", request)
+    with pytest.raises(ExportError, match="there already"):
+        export(tmp_path / "out", request)
+    assert read_manifest(tmp_path / "out") == first
+    other = msgspec.structs.replace(STEP, name="01-other")
+    assert export(tmp_path / "out", request, step=other, replace=True).step.name == "01-other"
+    check_files(tmp_path / "out", read_manifest(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_same_model_gives_the_same_model_files(tmp_path: Path) -> None:
+    request = ExportRequest(targets=("openvino",), precisions=("int8",), golden_count=1)
+    one, two = (export(tmp_path / name, request) for name in ("one", "two"))
+    assert one.files == two.files
+    assert "ranges.json" in one.files

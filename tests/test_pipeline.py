@@ -1,0 +1,200 @@
+"""From a workspace to steps and bundles, on generated images with a tiny network."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_ilseg.bundle import check_files, read_manifest
+from edge_ilseg.checkpoint import StepRecord, load_model
+from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
+from edge_ilseg.data.step_view import image_set_sha256
+from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
+from edge_ilseg.methods import METHODS
+from edge_ilseg.models.spec import ModelSpec
+from edge_ilseg.pipeline import evaluate_step, export_step, run_plan
+from edge_ilseg.planning import open_data, plan_base, plan_step
+from edge_ilseg.workspace import Workspace, create_workspace
+
+DATA = DataConfig("shapes", options={"train": 60, "val": 6, "test": 6, "height_px": 48, "width_px": 48})
+BASE = ("disk", "square", "ring", "cross", "bar", "crescent")
+SPEC = ModelSpec(backbone="tiny", decoder_channels=16, input_height_px=48, input_width_px=48)
+CONFIG = Config(
+    data=DATA,
+    classes=ClassesConfig(BASE),
+    model=SPEC,
+    weights="none",
+    train=TrainConfig(iterations=6, batch_size=4),
+    step=StepConfig(iterations=2, batch_size=2),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with step 0; never written to by a test."""
+    workspace = create_workspace(tmp_path_factory.mktemp("pipeline") / "work", CONFIG)
+    run_plan(workspace, plan_base(workspace), accelerator="cpu")
+    return workspace
+
+
+@pytest.fixture
+def workspace(trained: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(trained.root, tmp_path / "work")
+    return Workspace(tmp_path / "work", trained.config)
+
+
+def step(workspace: Workspace, *names: str, **settings: object) -> StepRecord:
+    name = settings.pop("name", None)
+    parent = settings.pop("parent_name", None)
+    changed = msgspec.structs.replace(CONFIG.step, **settings)
+    return run_plan(workspace, plan_step(workspace, names, changed, name=name, parent_name=parent), accelerator="cpu")  # type: ignore[arg-type]
+
+
+def test_step_0_knows_the_background_and_the_base_classes(trained: Workspace) -> None:
+    record = trained.read_step("00-base")
+    assert record.class_names == ("background", *BASE)
+    assert (record.parent_id, record.method, record.background) == (None, None, "background")
+    assert record.metrics["val"].images == 6
+    dataset = open_data(DATA)
+    assert record.data.images_sha256 == image_set_sha256(record.data.image_ids, dataset)
+    assert {"torch", "numpy", "python", "edge-ilseg"} <= set(record.packages)
+
+
+def test_a_step_goes_on_from_its_parent(workspace: Workspace) -> None:
+    base = workspace.read_step("0")
+    first = step(workspace, "star")
+    second = step(workspace, "triangle")
+    assert (first.name, second.name) == ("01-star", "02-triangle")
+    assert (first.parent_id, second.parent_id) == (base.id, first.id)
+    assert second.class_names == (*base.class_names, "star", "triangle")
+    assert [item.step for item in second.classes] == [0] * 7 + [1, 2]
+    assert (second.old_count, second.class_counts) == (8, (7, 1, 1))
+    assert second.metrics["val"].miou_old is not None
+    steps = [set(record.data.image_ids) for record in (base, first, second)]
+    assert len(steps[0] | steps[1] | steps[2]) == sum(len(images) for images in steps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_a_step_that_loads(workspace: Workspace, method: str) -> None:
+    base = workspace.read_step("0")
+    record = step(workspace, "star", method=method)
+    load_model(workspace.step_folder(record.name), record)
+    assert record.method == METHODS[method]
+    assert (record.encoder_sha256 == base.encoder_sha256) == method.startswith("freeze")
+
+
+def test_two_steps_from_one_parent_have_names_of_their_own(workspace: Workspace) -> None:
+    step(workspace, "star", name="a")
+    step(workspace, "star", name="b", parent_name="00-base")
+    assert workspace.step_names() == ("00-base", "01-a", "01-b")
+    with pytest.raises(WorkspaceError, match="name already"):
+        step(workspace, "star", name="b", parent_name="00-base")
+
+
+def test_several_classes_are_added_in_the_order_asked_for(workspace: Workspace) -> None:
+    assert step(workspace, "triangle", "star").new_classes == ("triangle", "star")
+
+
+def test_a_class_that_is_known_misspelt_or_given_twice_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(ClassNameError, match=r"known already(.|\n)*disk since step 0"):
+        step(workspace, "disk")
+    with pytest.raises(ClassNameError, match="did you mean 'star'"):
+        step(workspace, "stra")
+    with pytest.raises(ClassNameError):
+        step(workspace, "star", "star")
+    assert workspace.step_names() == ("00-base",)
+
+
+def test_a_class_without_a_single_image_is_refused_by_name(workspace: Workspace) -> None:
+    data = msgspec.structs.replace(DATA, options={**DATA.options, "train": 1})
+    with pytest.raises(ClassNameError, match="without a single image: star"):
+        plan_step(workspace, ["star"], data=data)
+
+
+def test_an_empty_split_is_refused(workspace: Workspace) -> None:
+    data = msgspec.structs.replace(DATA, options={**DATA.options, "train": 0})
+    with pytest.raises(DataError, match="train"):
+        plan_step(workspace, ["star"], data=data)
+
+
+def test_a_combination_that_cannot_work_is_refused_before_training(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match="same features"):
+        step(workspace, "star", method="freeze", losses={"kd_feature": 1.0})
+
+
+def test_a_step_learns_from_images_of_another_place(workspace: Workspace, tmp_path: Path) -> None:
+    shapes = open_data(DATA)
+    for sub in ("images", "masks"):
+        (tmp_path / "new" / sub).mkdir(parents=True)
+    (tmp_path / "new" / "classes.txt").write_text("\n".join(shapes.info.classes) + "\n")
+    star = shapes.info.classes.index("star")
+    chosen = [i for i in shapes.ids("train") if (shapes.read_labels(i) == star).any()][:8]
+    for image_id in chosen:
+        Image.fromarray(shapes.read_image(image_id)).save(tmp_path / "new" / "images" / f"{image_id}.png")
+        Image.fromarray(shapes.read_labels(image_id)).save(tmp_path / "new" / "masks" / f"{image_id}.png")
+    (tmp_path / "new" / "train.txt").write_text("\n".join(chosen) + "\n")
+    data = DataConfig("folder", str(tmp_path / "new"), eval_split="", setup="overlapped")
+    plan = plan_step(workspace, ["star"], data=data)
+    record = run_plan(workspace, plan, accelerator="cpu")
+    assert sorted(record.data.image_ids) == sorted(chosen)
+    assert (record.data.kind, record.metrics) == ("folder", {})
+
+
+def test_a_data_set_with_another_background_is_refused(workspace: Workspace, msrc_root: Path) -> None:
+    with pytest.raises(DataError, match="background is not the model's"):
+        plan_step(workspace, ["boat"], data=DataConfig("msrc", str(msrc_root)))
+
+
+def test_evaluation_scores_what_training_recorded(trained: Workspace) -> None:
+    record = trained.read_step("0")
+    assert evaluate_step(trained, record) == record.metrics["val"]
+    assert evaluate_step(trained, record, split="test").images == 6
+
+
+@pytest.mark.slow
+def test_a_step_becomes_a_bundle_that_is_whole(workspace: Workspace, tmp_path: Path) -> None:
+    from edge_ilseg.export.package import ExportRequest
+
+    record = step(workspace, "star")
+    out = tmp_path / "star.bundle"
+    export_step(workspace, record, ExportRequest(precisions=("fp32", "int8")), out, calibration_count=4)
+    manifest = read_manifest(out)
+    check_files(out, manifest)
+    assert (manifest.step.id, manifest.step.parent_id) == (record.id, record.parent_id)
+    assert manifest.step.encoder_frozen
+    assert manifest.class_names == record.class_names
+    assert manifest.old_count == 7
+    calibration = manifest.model("onnxruntime", "int8").calibration
+    assert calibration is not None
+    assert set(calibration.image_ids) <= set(record.data.image_ids)
+    assert len(calibration.image_ids) == 4
+    expected = manifest.model("onnxruntime", "fp32").expected
+    assert expected is not None
+    assert expected.miou_all == pytest.approx(record.metrics["val"].miou_all, abs=1e-3)
+
+
+def test_export_says_where_to_look_when_the_steps_images_are_gone(workspace: Workspace, tmp_path: Path) -> None:
+    from edge_ilseg.export.package import ExportRequest
+
+    record = workspace.read_step("0")
+    data = msgspec.structs.replace(DATA, options={**DATA.options, "train": 5})
+    with pytest.raises(DataError, match=r"learned from are gone(.|\n)*--data"):
+        export_step(workspace, record, ExportRequest(precisions=("int8",)), tmp_path / "b", data=data)
+    assert not (tmp_path / "b").exists()
+
+
+def test_labels_are_checked_against_the_image(tmp_path: Path) -> None:
+    for sub in ("images", "masks"):
+        (tmp_path / sub).mkdir()
+    (tmp_path / "classes.txt").write_text("background\nstar\n")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "masks" / "a.png")
+    (tmp_path / "train.txt").write_text("a\n")
+    config = Config(DataConfig("folder", str(tmp_path)), ClassesConfig(("star",)), SPEC, "none")
+    with pytest.raises(DataError, match="7"):
+        plan_base(create_workspace(tmp_path / "work", config))
