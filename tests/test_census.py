@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.census import ClassCount, count_step, inspect_dataset
+from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.msrc import Msrc
 from edge_ilseg.data.shapes import CLASSES, Shapes
 from edge_ilseg.errors import ClassNameError, DataError

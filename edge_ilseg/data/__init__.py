@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Callable, Mapping
-from inspect import signature  # the name `inspect` is this package's own module
 from pathlib import Path
 
 import msgspec
