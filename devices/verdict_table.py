@@ -17,14 +17,18 @@ OUTCOME = {
     EXIT_PARITY: "failed: the model does not compute here what it computed at the export",
     EXIT_ARTEFACT: "failed: the bundle, the images or this device cannot be used as they are",
 }
-DECIMALS = {"agreement": 4, "bad": 0}
+DECIMALS = {"of pixels": 4, "bad": 0}
+CONVENTION = (
+    "IoU in per cent, void left out, masks compared at the labels' full size; "
+    "old classes over the pixels that truly are of an old class, new ones and `all` over every pixel"
+)
 
 
 def verdict_table(report: VerifyReport) -> RenderableType:
     """The whole report for a terminal. Values from outside (names, paths) are shown as they are, never as markup."""
     parts: list[RenderableType] = [_subject(report), _checks(report.checks)]
     if report.scores:
-        parts.append(_classes(report.scores))
+        parts += [_classes(report.scores), Text(CONVENTION, style="dim")]
     parts.append(_outcome(report))
     return Group(*parts)
 
@@ -61,10 +65,7 @@ def _checks(checks: tuple[Check, ...]) -> Table:
 
 def _classes(scores: Scores) -> Table:
     old = sorted((item for item in scores.classes if item.is_old), key=_forgotten_first)
-    table = Table(
-        caption="IoU in per cent, masks compared at the labels' full size, void left out; that of old classes over the "
-        "pixels that truly are of an old class, `all` over every pixel"
-    )
+    table = Table()
     table.add_column("class")
     table.add_column("", no_wrap=True)
     for column in ("before", "here", "change"):
@@ -112,4 +113,5 @@ def _percent(share: float | None) -> str:
 def _change(drop_pct: float | None) -> Text:
     if drop_pct is None:
         return Text("-")
-    return Text(f"{-drop_pct:+.1f}", style="red" if drop_pct > 0 else "")
+    change = round(-drop_pct, 1) + 0.0  # never "-0.0"
+    return Text(f"{change:+.1f}" if change else "0.0", style="red" if change < 0 else "")

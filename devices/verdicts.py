@@ -20,10 +20,11 @@ from edge_ilseg.metrics import class_iou, retention_confusion
 GOLDEN_AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
 """Least share of golden pixels that must be the same channel as on the machine of the export.
 
-Another processor adds floating-point numbers in another order: logits move by about 1e-6 of their size, and only pixels
-where two classes tie change. In int8 the kernels of two processors may round a sum to the neighbouring level, in many
-layers, so more pixels near a class boundary change. Both stay far above what a real fault leaves: 8-bit weights that
-overflow 16-bit sums on a processor without integer dot products, the reason for this check, took a quarter of the mIoU.
+Another processor adds floating-point numbers in another order: logits differ in their last digits, and only pixels
+where two classes tie change. In int8 the kernels of two processors may round a sum to neighbouring levels, layer by
+layer, so more pixels along the edges of classes change. The limits are chosen, not derived: an exact match is no
+sensible demand, and a real fault goes far beyond them. Such a fault is 8-bit weights that overflow 16-bit sums on a
+processor without integer dot products; measured on one small network, it took the mIoU from 0.714 to 0.537.
 """
 
 
@@ -204,7 +205,7 @@ def judge_golden(
     limit = GOLDEN_AGREEMENT[precision] if min_agreement is None else min_agreement
     worst = int(np.argmin(agreements))
     detail = f"{len(agreements)} golden images; the worst, number {worst}: {agreements[worst]:.4f}"
-    return at_least(name, float(np.mean(agreements)), limit, "agreement", detail, exit_code=EXIT_PARITY)
+    return at_least(name, float(np.mean(agreements)), limit, "of pixels", detail, exit_code=EXIT_PARITY)
 
 
 def judge_latency(latencies_ms: Sequence[float], limits: Limits) -> Check:

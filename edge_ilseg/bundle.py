@@ -216,7 +216,8 @@ def _check_names(manifest: Manifest, where: object) -> None:
     """Rule 3 for names."""
     for name in manifest.files:
         parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or parts.as_posix() != name:
+        leaves = parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name
+        if leaves or not parts.parts or parts.as_posix() != name:
             raise BundleError("a file name in the manifest leaves the bundle", where=where, found=repr(name))
     references = [manifest.golden_images]
     for entry in manifest.models:

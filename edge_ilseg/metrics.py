@@ -118,7 +118,12 @@ def score(
             every class counts as new in `miou_new` and there is no `miou_old`.
         background: name of the background class, or None where the data set has none.
         images: how many images were counted.
+
+    Raises:
+        ValueError: the matrix is not K x K for the K classes.
     """
+    if confusion.shape != (len(classes), len(classes)):
+        raise ValueError(f"confusion {confusion.shape} for {len(classes)} classes")
     iou = class_iou(confusion)
     foreground = np.array([name != background for name in classes])
     is_old = np.arange(len(classes)) < old_count

@@ -1,4 +1,4 @@
-"""What an export is asked for, and what it is about. No torch here: the command line reads this before it loads torch."""
+"""What an export is asked for, and what it is about. No torch here: the command line reads it before it loads torch."""
 
 from __future__ import annotations
 

@@ -113,9 +113,7 @@ def test_parameters_keep_their_state_dict_names_and_folded_biases_are_named_afte
     assert not {name for name in names if name.startswith("val_")}
 
 
-def test_a_larger_head_renames_nothing_in_the_encoder(
-    model: SegmentationModel, float_path: Path, tmp_path: Path
-) -> None:
+def test_a_larger_head_renames_nothing_in_the_encoder(float_path: Path, tmp_path: Path) -> None:
     grown = small_model()
     grown.grow(2, "scaled")
     write_float_onnx(grown, tmp_path / "grown.onnx")

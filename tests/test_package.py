@@ -142,7 +142,8 @@ def test_logits_are_left_out_unless_asked_for(bundle: Path, tmp_path: Path) -> N
     assert logits_CHW.shape == (4, HEIGHT_PX, WIDTH_PX)
 
 
-def test_progress_is_told_for_every_stage(bundle: Path, told: list[tuple[str, float]]) -> None:
+@pytest.mark.usefixtures("bundle")
+def test_progress_is_told_for_every_stage(told: list[tuple[str, float]]) -> None:
     texts = " ".join(text for text, _ in told)
     for stage in ("exporting to ONNX", "calibrating", "writing openvino int8", "comparing", "scoring onnxruntime int8"):
         assert stage in texts

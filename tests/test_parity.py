@@ -22,7 +22,7 @@ def fixed(mask_HW: list[list[int]], shift: float = 0.0) -> Predict:
     """A model that always says `mask_HW`: logit 3 for the class, -1 for the others, all moved by `shift`."""
     mask_NHW = np.array([mask_HW], dtype=np.uint8)
     logits_NCHW = np.moveaxis(np.eye(3, dtype=np.float32)[mask_NHW] * 4.0 - 1.0, 3, 1) + np.float32(shift)
-    return lambda image_NHWC: Outputs(logits_NCHW, mask_NHW)
+    return lambda _: Outputs(logits_NCHW, mask_NHW)
 
 
 def images(labels: list[list[list[int]] | None]) -> Iterator[ParityImage]:
@@ -103,9 +103,8 @@ def test_int8_is_checked_only_against_a_limit_that_was_given(stage: str) -> None
 
 
 def test_logits_that_are_not_finite_are_an_error_in_every_stage() -> None:
-    broken = Stage(
-        "onnx int8", lambda _: Outputs(np.full((1, 3, 2, 2), np.nan, np.float32), REFERENCE.predict(_).mask_NHW)
-    )
+    nan_NCHW = np.full((1, 3, 2, 2), np.nan, dtype=np.float32)
+    broken = Stage("onnx int8", lambda image: Outputs(nan_NCHW, REFERENCE.predict(image).mask_NHW))
     rows = measure_parity([REFERENCE, broken], images([None, None]), CLASSES, old_count=0, background=None)
     with pytest.raises(ParityError, match="not finite"):
         check_parity(rows)

@@ -1,0 +1,144 @@
+"""The command line as a user meets it: help, typos, missing extras, bad input, an interrupt."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_ilseg.cli import COMMANDS, run
+
+OPTIONS = ("train=40", "val=4", "test=4", "height_px=48", "width_px=48")
+INIT = ["--dataset", "shapes", "--later-classes", "star,triangle", "--backbone", "tiny", "--size", "48x48"]
+INIT += [word for option in OPTIONS for word in ("--option", option)]
+
+
+def command(*arguments: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, with some modules made impossible to import."""
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)
+    code = f"import sys; {block}from edge_ilseg.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    assert run(["init", str(tmp_path / "work"), *INIT]) == 0
+    return tmp_path / "work"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from edge_ilseg.cli import run; run(['--help']); print(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "verify" in done.stdout
+    for module in ("numpy", "torch", "PIL", "rich", "msgspec", "onnx", "onnxruntime", "openvino"):
+        assert f"'{module}'" not in done.stderr, module
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Usage:" in text
+    if name not in ("data", "demo", "steps"):
+        assert f"edge-ilseg {name} " in text
+
+
+def test_the_list_of_commands_and_their_help_agree() -> None:
+    import importlib
+
+    for name, (module, attribute, text) in COMMANDS.items():
+        assert getattr(importlib.import_module(module), attribute).name == name
+        assert text.endswith(".")
+
+
+def test_a_misspelt_command_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verfy"]) == 3
+    assert "did you mean 'verify'" in capsys.readouterr().err
+
+
+def test_wrong_usage_and_bad_input_exit_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["step", "--no-such-option"]) == 3
+    assert run(["train", str(tmp_path)]) == 3
+    assert "this folder is no workspace" in capsys.readouterr().err
+    assert run(["init", str(tmp_path / "w"), "--dataset", "mrsc", "--base-classes", "a"]) == 3
+    assert "did you mean 'msrc'" in capsys.readouterr().err
+    assert run(["init", str(tmp_path / "w"), *INIT, "--size", "96"]) == 3
+    assert "such as 160x112" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("train",), "train"),
+        (("step", "--add-classes", "star"), "train"),
+        (("evaluate",), "train"),
+        (("export",), "export"),
+    ],
+)
+def test_without_torch_a_command_says_which_extra_is_missing(
+    workspace: Path, arguments: tuple[str, ...], extra: str
+) -> None:
+    name, *rest = arguments
+    done = command(name, str(workspace), *rest, blocked=("torch",))
+    assert done.returncode == 3
+    if name == "evaluate":
+        assert "no step yet" in done.stderr or "edge-ilseg[train]" in done.stderr
+    else:
+        assert f"pip install 'edge-ilseg[{extra}]'" in done.stderr
+
+
+def test_looking_at_data_needs_no_torch(workspace: Path) -> None:
+    done = command("data", "inspect", str(workspace), "--json", blocked=("torch", "onnx", "safetensors"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"][0]["images"] > 0
+
+
+def test_train_step_evaluate_and_list(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--iterations", "3", "--batch-size", "2", "--accelerator", "cpu"]
+    assert run(["train", str(workspace), *quick]) == 0
+    assert run(["step", str(workspace), "--add-classes", "star", "--loss", "kd_output=2", *quick, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.split("s of training)\n")[-1])
+    assert record["name"] == "01-star"
+    assert record["method"]["losses"] == {"kd_output": 2.0}
+    assert run(["step", str(workspace), "--add-classes", "triangle", "--method", "finetune", *quick]) == 0
+    assert "triangle" in capsys.readouterr().out
+    assert run(["evaluate", str(workspace), "--step", "1", "--split", "test", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 4
+    assert run(["steps", str(workspace), "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert [step["name"] for step in listing["steps"]] == ["00-base", "01-star", "02-triangle"]
+
+    weights = workspace / "steps" / "01-star" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert run(["steps", str(workspace)]) == 3
+    assert "weights of step 01-star are damaged" in capsys.readouterr().err
+    assert run(["evaluate", str(workspace), "--step", "1"]) == 3
+    assert run(["evaluate", str(workspace), "--step", "0"]) == 0
+
+
+def test_an_interrupt_leaves_the_workspace_as_it_was(workspace: Path) -> None:
+    assert run(["train", str(workspace), "--iterations", "2", "--batch-size", "2", "--accelerator", "cpu"]) == 0
+    endless = ["step", str(workspace), "--add-classes", "star", "--iterations", "1000000", "--accelerator", "cpu"]
+    with subprocess.Popen([sys.executable, "-m", "edge_ilseg", *endless], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "01-star" in line:
+                break
+        time.sleep(5)  # into the training loop, as a rule; wherever it is, nothing may be left behind
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read()
+    assert process.returncode == 130
+    assert "nothing half-done was written" in error
+    assert [path.name for path in (workspace / "steps").iterdir()] == ["00-base"]
+    assert run(["steps", str(workspace)]) == 0
+
+
+def test_a_wrong_loss_option_is_explained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["step", str(workspace), "--add-classes", "star", "--loss", "kd_output"]) == 3
+    assert "such as kd_output=1.0" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""The device half works where torch and the export tools are not installed: read from the source, and tried."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from bundles import write_color_folder, write_family
+
+ROOT = Path(__file__).parents[1]
+BANNED = {"torch", "onnx", "onnxscript", "safetensors", "lightning", "lightning_fabric", "torchvision"}
+TRAINING_HALF = {"export", "calibration", "models", "train", "losses", "evaluate", "checkpoint", "pipeline"}
+RUNTIMES = {"onnxruntime", "openvino"}
+LOADER = "edge_ilseg/data/loader.py"
+"""The one module of `data` that feeds training; nothing of the device half imports it."""
+DEVICE_HALF = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (
+        *(ROOT / f"edge_ilseg/{name}.py" for name in ("errors", "files", "metrics", "bundle", "images", "progress")),
+        *(ROOT / f"edge_ilseg/{name}.py" for name in ("scenario", "cli/verify", "cli/__init__", "cli/progress_bar")),
+        *(ROOT / "devices").glob("*.py"),
+        *(ROOT / "edge_ilseg/data").glob("*.py"),
+    )
+    if path.relative_to(ROOT).as_posix() != LOADER
+)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Dotted names that the nodes import, wherever they stand; what serves type checkers alone is left out."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+        names |= imported(node)
+    return names
+
+
+@pytest.mark.parametrize("name", DEVICE_HALF)
+def test_no_module_of_the_device_half_imports_training_or_export(name: str) -> None:
+    names = imported(ast.parse((ROOT / name).read_text()))
+    assert {item.split(".")[0] for item in names} & BANNED == set()
+    ours = {item.split(".")[1] for item in names if item.startswith("edge_ilseg.")}
+    assert ours & TRAINING_HALF == set()
+    assert "edge_ilseg.data.loader" not in names
+
+
+@pytest.mark.parametrize("name", DEVICE_HALF)
+def test_runtimes_are_imported_inside_functions_alone(name: str) -> None:
+    """Rule 1 of `devices/runtime.py`: a device has one of the two."""
+    tree = ast.parse((ROOT / name).read_text())
+    top = ast.Module([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))], [])
+    assert {item.split(".")[0] for item in imported(top)} & RUNTIMES == set()
+
+
+def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+BLOCK = f"import sys\nfor name in {sorted(BANNED)}: sys.modules[name] = None\n"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_bundle_is_verified_where_torch_and_onnx_are_not_installed(runtime: str, tmp_path: Path) -> None:
+    child, parent = write_family(tmp_path, forget="apple", models=((runtime, "fp32"),))
+    images = write_color_folder(tmp_path / "colors")
+    other = (RUNTIMES - {runtime}).pop()
+    arguments = [child, "--data", f"folder:{images}", "--against", parent, "--latency-runs", "2", "--json"]
+    program = BLOCK + f"sys.modules[{other!r}] = None\nfrom edge_ilseg.cli import run\nsys.exit(run(sys.argv[1:]))"
+    done = run_python(program, "verify", *arguments)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert report["model"]["runtime"] == runtime
+    assert report["scores"]["miou_old"] < report["scores"]["parent_miou_old"] == 1.0
+
+
+def test_every_module_of_the_device_half_is_imported_without_torch_and_without_a_runtime() -> None:
+    modules = [
+        ("edge_ilseg." + name if name.startswith("devices/") else name)
+        .removesuffix(".py")
+        .removesuffix("/__init__")
+        .replace("/", ".")
+        for name in DEVICE_HALF
+    ]
+    program = (
+        BLOCK
+        + f"""
+import importlib
+for name in {sorted(RUNTIMES)}: sys.modules[name] = None
+for name in {modules}: importlib.import_module(name)
+"""
+    )
+    done = run_python(program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_command_loads_no_runtime() -> None:
+    program = """
+    import sys
+    import edge_ilseg.cli.verify
+    print(*sorted({"onnxruntime", "openvino", "torch"} & set(sys.modules)))
+    """
+    done = run_python(program)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
