@@ -24,7 +24,8 @@ def predict_mask(model: SegmentationModel, image_HWC: NDArray[np.uint8]) -> NDAr
     resized_HWC = resize_image(image_HWC, spec.input_height_px, spec.input_width_px)
     device = next(model.parameters()).device
     logits_NCHW = model(normalize(torch.from_numpy(resized_HWC)[None].to(device), spec)).logits_NCHW
-    return logits_NCHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+    mask_HW: NDArray[np.uint8] = logits_NCHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return mask_HW
 
 
 def evaluate_model(

@@ -11,10 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.errors import TrainingError
@@ -63,7 +64,8 @@ def make_optimizer(model: SegmentationModel, settings: TrainConfig) -> torch.opt
 def scheduled_rate(peak: float, settings: TrainConfig, iteration: int) -> float:
     """Polynomial decay over the iterations that really run: `end + (peak - end) * (1 - i / n) ** power`."""
     end = min(settings.learning_rate_end, peak)
-    return end + (peak - end) * (1 - iteration / settings.iterations) ** settings.schedule_power
+    remaining: float = (1 - iteration / settings.iterations) ** settings.schedule_power
+    return end + (peak - end) * remaining
 
 
 def train(
@@ -94,7 +96,6 @@ def train(
     fabric.seed_everything(settings.seed, verbose=False)
     model.set_frozen(method.freeze if method else "none")
     model.set_batch_norm(settings.batch_norm)
-    model.to(memory_format=torch.channels_last)  # 1.3 times as fast as contiguous on a CPU, same result to rounding
     model.train()
     weights = {name: weight for name, weight in (method.losses if method else {}).items() if weight}
     optimizer = make_optimizer(model, settings)
@@ -131,7 +132,7 @@ def train(
 
 
 def _loss_terms(
-    student: nn.Module,
+    student: Any,
     teacher: SegmentationModel | None,
     method: Method | None,
     images_NCHW: Tensor,

@@ -6,9 +6,11 @@ The chain runs twins of the shipped files that give `logits` besides `mask`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import ParityRow, Precision
@@ -66,13 +68,29 @@ def run_parity_chain(subject: Subject, work: Path, golden_NHWC: NDArray[np.uint8
             yield parity.ParityImage(resized_HWC[np.newaxis], labels_HW)
 
     subject.progress(text, 0.0)
-    rows = parity.measure_parity(
-        list(_stages(subject, work)),
-        images(),
-        subject.names,
-        old_count=subject.old_count,
-        background=subject.background,
-    )
+    with _one_torch_thread():
+        rows = parity.measure_parity(
+            list(_stages(subject, work)),
+            images(),
+            subject.names,
+            old_count=subject.old_count,
+            background=subject.background,
+        )
     subject.progress(text, 1.0)
-    parity.check_parity(rows, min_int8_agreement=subject.request.min_int8_agreement)
+    parity.check_parity(
+        rows,
+        min_fp16_agreement=subject.request.min_fp16_agreement,
+        min_int8_agreement=subject.request.min_int8_agreement,
+    )
     return rows
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """One image at a time gains little from threads, and torch's wait for each other where a core is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -50,7 +50,7 @@ def load_onnx(path: Path, *, simulated: bool = False) -> Predict:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ORT_LOG_FATAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several runtimes take turns here
     if simulated:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

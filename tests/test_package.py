@@ -218,6 +218,7 @@ def test_a_bundle_that_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_model_files(tmp_path: Path) -> None:
     request = ExportRequest(targets=("openvino",), precisions=("int8",), golden_count=1)
     one, two = (export(tmp_path / name, request) for name in ("one", "two"))

@@ -108,3 +108,26 @@ def test_logits_that_are_not_finite_are_an_error_in_every_stage() -> None:
     rows = measure_parity([REFERENCE, broken], images([None, None]), CLASSES, old_count=0, background=None)
     with pytest.raises(ParityError, match="not finite"):
         check_parity(rows)
+
+
+def test_another_limit_for_fp16_can_be_set() -> None:
+    row = ParityRow("openvino fp16", 0.1, 0.003, 0.9987, None, None)
+    check_parity([row], min_fp16_agreement=0.998)
+    with pytest.raises(ParityError, match="half precision"):
+        check_parity([row])
+
+
+def test_the_sums_over_many_images_are_streamed() -> None:
+    seen = []
+
+    def one_at_a_time() -> Iterator[ParityImage]:
+        for number in range(3):
+            assert len(seen) == number
+            yield ParityImage(np.full((1, 2, 2, 3), number, dtype=np.uint8), None)
+
+    def note(image_NHWC: np.ndarray) -> Outputs:
+        seen.append(int(image_NHWC[0, 0, 0, 0]))
+        return REFERENCE.predict(image_NHWC)
+
+    measure_parity([REFERENCE, Stage("onnx fp32", note)], one_at_a_time(), CLASSES, old_count=0, background=None)
+    assert seen == [0, 1, 2]
