@@ -6,10 +6,12 @@
 3. Floating-point layers run in float32 in both runtimes. OpenVINO would choose bfloat16 by itself on a processor that
    has it: the masks, and with them every verdict, would then depend on the processor and not on the bundle.
 4. Whatever a runtime says against a model file becomes a `BundleError`; no runtime prints.
+5. A device tells nobody that it runs: OpenVINO's telemetry is never loaded.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -158,6 +160,20 @@ def _missing(runtime: Runtime) -> MissingPackageError | None:
     return None
 
 
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry (rule 5).
+
+    `import openvino` alone writes an identifier into the home folder and reports the start to a server, unless the
+    package `openvino_telemetry` cannot be imported: OpenVINO then takes its own stub.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    module: ModuleType = openvino
+    return module
+
+
 def _import_runtime(runtime: Runtime) -> ModuleType:
     if error := _missing(runtime):
         raise error
@@ -167,9 +183,7 @@ def _import_runtime(runtime: Runtime) -> ModuleType:
 
             module: ModuleType = onnxruntime
         else:
-            import openvino
-
-            module = openvino
+            module = import_openvino()
     except (ImportError, OSError) as error:  # a wheel for another machine, a shared library that is not there
         raise MissingPackageError(
             f"{runtime} is installed and does not start",

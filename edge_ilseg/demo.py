@@ -70,7 +70,7 @@ def run_demo(
         EdgeIlsegError: an extra is missing, or the disk is full.
     """
     check_extra("all", sorted({*TRAINING_MODULES, *EXPORT_MODULES}), "the demo")
-    from edge_ilseg.export.package import ExportRequest
+    from edge_ilseg.export.request import ExportRequest
 
     if replace:
         _delete_demo(folder)

@@ -31,7 +31,7 @@ from edge_ilseg.workspace import Workspace
 if TYPE_CHECKING:
     from edge_ilseg.bundle import Manifest
     from edge_ilseg.calibration.sample import CalibrationImages
-    from edge_ilseg.export.package import ExportRequest
+    from edge_ilseg.export.request import ExportRequest
     from edge_ilseg.models.segmentation import SegmentationModel
 
 TRAINING_MODULES = ("torch", "lightning_fabric", "safetensors")

@@ -20,6 +20,7 @@ from typing import Any
 import onnx
 
 from edge_ilseg.bundle import Precision
+from edge_ilseg.devices.runtime import import_openvino
 from edge_ilseg.errors import ExportError
 from edge_ilseg.files import sync_file
 
@@ -52,8 +53,7 @@ def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mappin
     Raises:
         ExportError: OpenVINO cannot convert the graph.
     """
-    import openvino as ov
-
+    ov = import_openvino()
     # The module that convert_model and NNCF use; OpenVINO has no public name for it.
     from openvino._offline_transformations import apply_moc_transformations
 
@@ -77,8 +77,7 @@ def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mappin
 
 def executed_precisions(xml_path: Path) -> dict[str, int]:
     """How many convolutions run in each precision on this machine: `{"u8": 41}`, with float layers in f32."""
-    import openvino as ov
-
+    ov = import_openvino()
     compiled = ov.Core().compile_model(str(xml_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return convolution_precisions(compiled)
 

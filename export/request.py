@@ -35,7 +35,7 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reduce_range: bool = True
     golden_count: int = 4
     seed: int = 0
-    min_fp16_agreement: float = 0.999
+    min_fp16_agreement: float = 0.995
     min_int8_agreement: float | None = None
 
     def models(self) -> tuple[tuple[Target, Precision], ...]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_ilseg.devices.runtime import import_openvino
 from edge_ilseg.errors import MissingPackageError
 from edge_ilseg.export.float_onnx import DeployedModel
 from edge_ilseg.export.openvino_ir import INTEGER_PRECISIONS, convolution_precisions
@@ -68,8 +69,7 @@ def load_openvino(path: Path, *, simulated: bool = False) -> Predict:
     Raises:
         MissingPackageError: this OpenVINO does not know the undocumented switch that simulation needs.
     """
-    import openvino as ov
-
+    ov = import_openvino()
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if simulated:
         settings["LP_TRANSFORMS_MODE"] = False

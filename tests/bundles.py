@@ -25,6 +25,7 @@ from edge_ilseg.bundle import (
     StepEntry,
     write_manifest,
 )
+from edge_ilseg.devices.runtime import import_openvino
 
 HEIGHT_PX, WIDTH_PX, BLOCK_PX = 48, 64, 8
 COLORS = {"background": (0, 0, 0), "apple": (200, 0, 0), "grass": (0, 200, 0), "boat": (0, 0, 200)}
@@ -170,7 +171,7 @@ def _write_model(folder: Path, network: onnx.ModelProto, runtime: Runtime, preci
         name = f"{precision}.onnx"
         onnx.save(network, folder / name)
         return (name,)
-    import openvino
+    openvino = import_openvino()
 
     source = folder / "source.onnx"
     onnx.save(network, source)

@@ -6,12 +6,12 @@ import platform
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import pytest
 from fakes import HEIGHT_PX, WIDTH_PX, random_images, small_model
 
 from edge_ilseg.bundle import Precision
 from edge_ilseg.calibration.collect import collect_ranges
+from edge_ilseg.devices.runtime import import_openvino
 from edge_ilseg.errors import ExportError, MissingPackageError
 from edge_ilseg.export import sessions
 from edge_ilseg.export.float_onnx import write_float_onnx
@@ -24,6 +24,8 @@ from edge_ilseg.export.openvino_ir import (
     write_ir,
 )
 from edge_ilseg.export.quantize import write_int8_onnx
+
+ov = import_openvino()
 
 needs_x86 = pytest.mark.skipif(
     platform.machine() not in X86, reason="which layers run in int8 is known for x86-64 only"

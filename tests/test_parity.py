@@ -78,7 +78,7 @@ def test_a_reference_of_zeros_has_no_relative_error() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "agreement", "limit"),
-    [("onnx fp32", 0.99989, "99.99%"), ("openvino fp32", 0.99989, "99.99%"), ("openvino fp16", 0.9989, "99.90%")],
+    [("onnx fp32", 0.99989, "99.99%"), ("openvino fp32", 0.99989, "99.99%"), ("openvino fp16", 0.9949, "99.50%")],
 )
 def test_too_little_agreement_names_the_stage_the_figure_and_the_limit(
     stage: str, agreement: float, limit: str
@@ -111,8 +111,8 @@ def test_logits_that_are_not_finite_are_an_error_in_every_stage() -> None:
 
 
 def test_another_limit_for_fp16_can_be_set() -> None:
-    row = ParityRow("openvino fp16", 0.1, 0.003, 0.9987, None, None)
-    check_parity([row], min_fp16_agreement=0.998)
+    row = ParityRow("openvino fp16", 0.1, 0.003, 0.9937, None, None)
+    check_parity([row], min_fp16_agreement=0.993)
     with pytest.raises(ParityError, match="half precision"):
         check_parity([row])
 

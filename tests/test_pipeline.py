@@ -158,7 +158,7 @@ def test_evaluation_scores_what_training_recorded(trained: Workspace) -> None:
 
 @pytest.mark.slow
 def test_a_step_becomes_a_bundle_that_is_whole(workspace: Workspace, tmp_path: Path) -> None:
-    from edge_ilseg.export.package import ExportRequest
+    from edge_ilseg.export.request import ExportRequest
 
     record = step(workspace, "star")
     out = tmp_path / "star.bundle"
@@ -179,7 +179,7 @@ def test_a_step_becomes_a_bundle_that_is_whole(workspace: Workspace, tmp_path: P
 
 
 def test_export_says_where_to_look_when_the_steps_images_are_gone(workspace: Workspace, tmp_path: Path) -> None:
-    from edge_ilseg.export.package import ExportRequest
+    from edge_ilseg.export.request import ExportRequest
 
     record = workspace.read_step("0")
     data = msgspec.structs.replace(DATA, options={**DATA.options, "train": 5})

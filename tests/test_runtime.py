@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -208,3 +210,11 @@ def test_a_runtime_that_is_installed_and_broken_says_so(tmp_path: Path, monkeypa
     with pytest.raises(MissingPackageError, match="installed and does not start") as raised:
         load_session(tmp_path / "bundle", entry)
     assert "wrong ELF class" in raised.value.found
+
+
+def test_openvino_is_imported_without_its_telemetry(tmp_path: Path) -> None:
+    code = "from edge_ilseg.devices.runtime import import_openvino; print(import_openvino().Core().available_devices)"
+    environment = {key: value for key, value in os.environ.items() if key != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "CPU" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []

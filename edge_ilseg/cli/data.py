@@ -12,8 +12,8 @@ from edge_ilseg.cli.options import json_option, names, parse_data_text
 
 if TYPE_CHECKING:
     from edge_ilseg.config import DataConfig
-    from edge_ilseg.data.dataset import Dataset
     from edge_ilseg.data.census import ClassCount, Inspection
+    from edge_ilseg.data.dataset import Dataset
     from edge_ilseg.progress import ProgressCallback
 
 

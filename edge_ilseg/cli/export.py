@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="8-bit weights in place of 7-bit ones: only for devices with VNNI or ARM dot-product instructions.",
 )
+@click.option("--min-fp16-agreement", type=float, help="Least share of pixels on which fp16 agrees with torch: 0.995.")
+@click.option("--min-int8-agreement", type=float, help="The same for int8; not checked if left out.")
 @click.option("--data", "data_text", metavar="KIND:ROOT", help="Where the step's images are, if they moved.")
 @click.option("--split", help="Split to score the models on; the workspace's eval_split if left out.")
 @click.option("--replace", is_flag=True, help="Put the new bundle in the place of one that is there.")
@@ -55,6 +57,8 @@ def export(
     logits: bool,
     calibration_images: int,
     full_range_weights: bool,
+    min_fp16_agreement: float | None,
+    min_int8_agreement: float | None,
     data_text: str | None,
     split: str | None,
     replace: bool,
@@ -77,7 +81,7 @@ def export(
     from edge_ilseg.workspace import open_workspace
 
     check_extra("export", EXPORT_MODULES, "export")
-    from edge_ilseg.export.package import ExportRequest
+    from edge_ilseg.export.request import ExportRequest
 
     opened = open_workspace(workspace)
     record = opened.read_step(step_name) if step_name else opened.latest_step()
@@ -87,6 +91,8 @@ def export(
         precisions=precisions or default.precisions,  # type: ignore[arg-type]
         logits=logits,
         reduce_range=not full_range_weights,
+        min_fp16_agreement=default.min_fp16_agreement if min_fp16_agreement is None else min_fp16_agreement,
+        min_int8_agreement=min_int8_agreement,
     )
     out = out or workspace / "bundles" / record.name
     with progress_bar(f"export {record.name}") as progress:
