@@ -8,7 +8,7 @@ DEMO ?= demo-workspace
 .PHONY: demo test check format clean
 
 demo: $(VENV)/all.installed
-	$(BIN)/edge-ilseg demo $(DEMO)
+	$(BIN)/edge-ilseg demo $(DEMO) --replace
 
 test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest

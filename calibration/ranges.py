@@ -16,6 +16,7 @@ import msgspec
 
 from edge_ilseg.errors import BundleError, ExportError
 from edge_ilseg.files import write_bytes
+from edge_ilseg.records import parse_versioned
 
 FORMAT = "edge-ilseg-ranges"
 FORMAT_VERSION = 1
@@ -89,18 +90,15 @@ def read_ranges(path: Path) -> Ranges:
         raise BundleError("the ranges are missing", where=path) from error
     if len(data) > MAX_RANGES_BYTES:
         raise BundleError("the ranges are too large", where=path, found=f"{len(data)} bytes")
-    try:
-        head = msgspec.json.decode(data, type=dict[str, object])
-        if (head.get("format"), head.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            raise BundleError(
-                "the ranges have a format that this version does not read",
-                where=path,
-                found=f"{head.get('format')!r} version {head.get('format_version')!r}",
-                expected=f"{FORMAT!r} version {FORMAT_VERSION}",
-                hint="calibrate again with this version",
-            )
-        ranges = msgspec.json.decode(data, type=Ranges)
-    except msgspec.DecodeError as error:
-        raise BundleError("the ranges are damaged", where=path, found=str(error)) from error
+    ranges = parse_versioned(
+        data,
+        Ranges,
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        error=BundleError,
+        what="the file of ranges",
+        where=path,
+        hint="restore the file from a copy, or calibrate again with this version",
+    )
     check_ranges(ranges, where=path)
     return ranges

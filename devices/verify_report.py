@@ -15,7 +15,9 @@ import msgspec
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import DeviceFacts
+from edge_ilseg.errors import ReportError
 from edge_ilseg.metrics import Metrics
+from edge_ilseg.records import parse_versioned
 
 REPORT_FORMAT = "edge-ilseg-verify-report"
 REPORT_FORMAT_VERSION = 1
@@ -43,7 +45,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     min_golden_agreement: float | None = None
     """`None` takes `edge_ilseg.devices.verdicts.GOLDEN_AGREEMENT` for the precision."""
-    max_old_miou_drop_pct: float = 2.0
+    max_old_miou_drop_pct: float | None = None
+    """`None` takes `edge_ilseg.devices.verdicts.MAX_OLD_MIOU_DROP_PCT` where images and a parent are given."""
     max_class_drop_pct: float | None = None
     min_new_miou_pct: float | None = None
     max_latency_p95_ms: float | None = None
@@ -177,10 +180,33 @@ def encode_report(report: VerifyReport) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 
-def parse_report(data: bytes) -> VerifyReport:
+def parse_report(data: bytes, *, where: object = None) -> VerifyReport:
     """Turn JSON from `encode_report` into a report again.
 
     Raises:
-        msgspec.DecodeError: not such a report.
+        ReportError: not such a report, of another version, or one that breaks rule 1 or 2.
     """
-    return msgspec.json.decode(data, type=VerifyReport)
+    report = parse_versioned(
+        data,
+        VerifyReport,
+        format=REPORT_FORMAT,
+        version=REPORT_FORMAT_VERSION,
+        error=ReportError,
+        what="the report",
+        where=where,
+        hint="verify the bundle again and keep what --json prints",
+    )
+    names = tuple(check.name for check in report.checks)
+    if names != CHECKS:
+        raise ReportError(
+            "the report does not list every check", where=where, found=", ".join(names), expected=", ".join(CHECKS)
+        )
+    highest = max(check.exit_code for check in report.checks)
+    if report.exit_code != highest:
+        raise ReportError(
+            "the exit code of the report is not that of its checks",
+            where=where,
+            found=report.exit_code,
+            expected=highest,
+        )
+    return report

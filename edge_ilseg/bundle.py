@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -18,12 +19,14 @@ import msgspec
 from edge_ilseg.errors import BundleError
 from edge_ilseg.files import sha256_bytes, sha256_file, write_bytes
 from edge_ilseg.metrics import VOID, Metrics
+from edge_ilseg.records import parse_versioned
 
 FORMAT = "edge-ilseg-bundle"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 COPY_AGAIN = "copy or export the bundle again"
+FORMAT_FIELD = re.compile(rb'"format"\s*:\s*"edge-ilseg-bundle"')
 
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -183,22 +186,16 @@ def parse_manifest(data: bytes, *, where: object = None) -> Manifest:
         BundleError: not JSON, another format or version, a missing or unknown field, a name or class that breaks rule 3
             or 4, or a `bundle_id` that does not fit the rest.
     """
-    try:
-        head = msgspec.json.decode(data, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError("the manifest is not JSON", where=where, found=str(error)) from error
-    if (head.get("format"), head.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise BundleError(
-            "the manifest has a format that this version does not read",
-            where=where,
-            found=f"{head.get('format')!r} version {head.get('format_version')!r}",
-            expected=f"{FORMAT!r} version {FORMAT_VERSION}",
-            hint="update edge-ilseg on this machine, or export the bundle again",
-        )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError("the manifest is damaged", where=where, found=str(error)) from error
+    manifest = parse_versioned(
+        data,
+        Manifest,
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        error=BundleError,
+        what="the manifest",
+        where=where,
+        hint=f"{COPY_AGAIN}; one of a newer version needs a newer edge-ilseg on this machine",
+    )
     _check_names(manifest, where)
     _check_classes(manifest, where)
     if manifest.bundle_id != manifest_id(manifest):
@@ -283,6 +280,14 @@ def read_manifest(folder: Path) -> Manifest:
             expected=f"at most {MAX_MANIFEST_BYTES} bytes",
         )
     return parse_manifest(data, where=path)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` is a plain folder whose `manifest.json` calls itself a bundle; it may be damaged otherwise."""
+    path = folder / MANIFEST_NAME
+    if folder.is_symlink() or path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
+        return False
+    return FORMAT_FIELD.search(path.read_bytes()) is not None
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from edge_ilseg.config import TrainConfig
+from edge_ilseg.config import DataOptions, TrainConfig
 from edge_ilseg.errors import WorkspaceError
 from edge_ilseg.files import new_folder, sha256_bytes, sha256_file
 from edge_ilseg.methods import Method
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.spec import ModelSpec
+from edge_ilseg.records import parse_versioned
 
 if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
@@ -41,9 +42,12 @@ class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The images of a step: which, and a hash over their pixels. Not where they are."""
 
     kind: str
-    options: dict[str, int | float | str | bool]
+    options: DataOptions
+    from_workspace: bool
+    """Whether they are of the workspace's own data set; `step --data` brings others."""
     train_split: str
     setup: str
+    partition_seed: int
     image_ids: tuple[str, ...]
     images_sha256: str
 
@@ -64,6 +68,7 @@ class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: Method | None
     model: ModelSpec
     initial_weights: str
+    initial_weights_sha256: str | None
     training: TrainConfig
     data: DataRecord
     packages: dict[str, str]
@@ -73,6 +78,9 @@ class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights_bytes: int
     encoder_sha256: str
     metrics: dict[str, Metrics]
+    """Scores by split, of the data set that the step learned from."""
+    parent_metrics: dict[str, Metrics]
+    """The parent's on the same images, where pixels of the new classes count as background, or as void."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -106,19 +114,16 @@ def parse_record(data: bytes, *, where: object = None) -> StepRecord:
     Raises:
         WorkspaceError: not JSON, another format or version, or changed after it was written.
     """
-    try:
-        head = msgspec.json.decode(data, type=dict[str, object])
-        if (head.get("format"), head.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            raise WorkspaceError(
-                "the step has a format that this version does not read",
-                where=where,
-                found=f"{head.get('format')!r} version {head.get('format_version')!r}",
-                expected=f"{FORMAT!r} version {FORMAT_VERSION}",
-                hint="update edge-ilseg",
-            )
-        record = msgspec.json.decode(data, type=StepRecord)
-    except msgspec.DecodeError as error:
-        raise WorkspaceError("the step's record is damaged", where=where, found=str(error)) from error
+    record = parse_versioned(
+        data,
+        StepRecord,
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        error=WorkspaceError,
+        what="the step's record",
+        where=where,
+        hint="restore the folder from a copy, or delete it and train the step again",
+    )
     if record.id != record_id(record):
         raise WorkspaceError(
             "the step's record was changed after it was written",

@@ -3,6 +3,8 @@
 1. A name finds a class by its exact spelling first; then without regard to case, blanks, hyphens and underscores;
    then by an alias. A class's own name always wins over an alias.
 2. What comes back is always the data set's own spelling, in the order asked for.
+3. Between data sets a class is the same when its name is the same, letter by letter. A name that differs in case or
+   blanks alone is an error: as a second class it would be learned against the first.
 """
 
 from __future__ import annotations
@@ -37,6 +39,27 @@ def resolve_classes(names: Sequence[str], classes: Sequence[str], aliases: Mappi
             )
         found[resolved] = name
     return tuple(found)
+
+
+def check_spelling(classes: Sequence[str], known: Sequence[str]) -> None:
+    """Check that no class of a data set is a class that the model knows, in another spelling (rule 3).
+
+    Args:
+        classes: the data set's class names.
+        known: the model's class names.
+
+    Raises:
+        ClassNameError: one differs from a known class in case, blanks, hyphens or underscores alone.
+    """
+    spelling = {_key(name): name for name in known}
+    for name in classes:
+        if name not in known and _key(name) in spelling:
+            raise ClassNameError(
+                f"the data set's class {name!r} is a class of the model in another spelling",
+                found=repr(name),
+                expected=repr(spelling[_key(name)]),
+                hint=f"rename {name!r} to {spelling[_key(name)]!r} in the data set's list of classes",
+            )
 
 
 def _resolve(name: str, classes: Sequence[str], aliases: Mapping[str, str]) -> str:

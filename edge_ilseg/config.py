@@ -1,7 +1,12 @@
 """`edge-ilseg.toml`: what a workspace is about. Parsed once, strictly; what is parsed is trusted from then on.
 
-1. An unknown key is an error that names the key, the table it stands in and the nearest known one.
-2. Every value has a default but the data set and the base classes; the file shows the values that differ from it.
+1. An unknown key, or an unknown word where a few are allowed, is an error that names it, its place and the nearest
+   known one.
+2. Every value has a default but the data set and the base classes; a file that this program writes shows every value
+   that is set, whether it is the default or not.
+3. What training would refuse of the settings alone (method, cut point, loss weights, range of scales) is refused here,
+   and when an option changes a setting.
+4. A relative `root` of the data set is taken from the workspace's folder, wherever the command is run.
 """
 
 from __future__ import annotations
@@ -9,12 +14,16 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from edge_ilseg.data.transforms import Augmentation, check_augmentation
 from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.files import disk_error
+from edge_ilseg.methods import resolve_method
+from edge_ilseg.models.freezing import parse_freeze
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.scenario import Setup
 
@@ -23,6 +32,8 @@ CONFIG_VERSION = 1
 
 Positive = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
+DataOptions = dict[str, int | float | str | bool | list[str]]
+"""Options of a data set by name, as plain values; `edge_ilseg.data.option_types` says which there are."""
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +44,9 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train_split: str = "train"
     eval_split: str = "val"
     setup: Setup = "sequential"
-    options: dict[str, int | float | str | bool] = {}
+    partition_seed: Annotated[int, Meta(ge=0)] = 0
+    """Of the setup `partitioned`, which draws with it; a plan must have one seed in all its steps."""
+    options: DataOptions = {}
 
 
 class ClassesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,8 +105,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format_version: int = CONFIG_VERSION
 
 
-def _check_keys(table: dict[str, Any], struct: type[msgspec.Struct], where: str) -> None:
-    """Refuse keys that `struct` does not have, down through nested tables (rule 1)."""
+def _check_table(table: dict[str, Any], struct: type[msgspec.Struct], where: str) -> None:
+    """Refuse keys and words that `struct` does not have, down through nested tables (rule 1)."""
     hints = get_type_hints(struct)
     for key, value in table.items():
         if key not in struct.__struct_fields__:
@@ -104,15 +117,45 @@ def _check_keys(table: dict[str, Any], struct: type[msgspec.Struct], where: str)
                 expected=", ".join(struct.__struct_fields__),
                 hint=did_you_mean(key, struct.__struct_fields__),
             )
+        _check_choice(value, hints[key], f"{where} {key}".strip())
         if isinstance(value, dict) and isinstance(hints[key], type) and issubclass(hints[key], msgspec.Struct):
-            _check_keys(value, hints[key], f"{where} [{key}]")
+            _check_table(value, hints[key], f"{where} [{key}]")
+
+
+def _check_choice(value: object, hint: object, where: str) -> None:
+    """Refuse a value that is not among those of a `Literal` (rule 1)."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal and value not in choices:
+        raise ConfigError(
+            "unknown value",
+            where=where,
+            found=repr(value),
+            expected=f"one of {', '.join(str(choice) for choice in choices)}",
+            hint=did_you_mean(value, [str(choice) for choice in choices]) if isinstance(value, str) else None,
+        )
+
+
+def _check_settings(settings: TrainConfig) -> None:
+    """Refuse settings that no training could use (rule 3)."""
+    check_augmentation(Augmentation(settings.scale_min, settings.scale_max, settings.flip))
+    if isinstance(settings, StepConfig):
+        method = resolve_method(
+            settings.method,
+            freeze=settings.freeze,
+            losses=settings.losses,
+            kd_softmax=settings.kd_softmax,
+            kd_mask=settings.kd_mask,
+            head_init=settings.head_init,
+        )
+        parse_freeze(method.freeze)
 
 
 def parse_config(text: str, *, where: object = CONFIG_NAME) -> Config:
     """Turn the text of `edge-ilseg.toml` into a `Config`.
 
     Raises:
-        ConfigError: not TOML, another version, an unknown key, a value of the wrong type or out of range.
+        ConfigError: not TOML, another version, an unknown key, a value of the wrong type or out of range, or settings
+            that no training could use (rule 3).
     """
     try:
         table = tomllib.loads(text)
@@ -125,27 +168,47 @@ def parse_config(text: str, *, where: object = CONFIG_NAME) -> Config:
             found=table["format_version"],
             expected=CONFIG_VERSION,
         )
-    _check_keys(table, Config, str(where))
+    _check_table(table, Config, str(where))
     try:
-        return msgspec.convert(table, Config)
+        config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         raise ConfigError("a value of the configuration cannot be used", where=where, found=str(error)) from error
+    for name, settings in (("train", config.train), ("step", config.step)):
+        try:
+            _check_settings(settings)
+        except ConfigError as error:
+            place = f"{where} [{name}] {error.where or ''}".rstrip()
+            raise ConfigError(
+                error.what, where=place, found=error.found, expected=error.expected, hint=error.hint
+            ) from error
+    return config
 
 
 def read_config(path: Path) -> Config:
-    """Read and parse a configuration file.
+    """Read and parse a configuration file, and find a relative data root from its folder (rule 4).
 
     Raises:
         ConfigError: it is not there or cannot be used.
+        EdgeIlsegError: the disk refuses to read it.
     """
     try:
-        return parse_config(path.read_text(encoding="utf-8"), where=path)
+        config = parse_config(path.read_text(encoding="utf-8"), where=path)
     except FileNotFoundError as error:
         raise ConfigError(
             "this folder is no workspace: it has no edge-ilseg.toml",
             where=path.parent,
             hint="make one: edge-ilseg init DIR --dataset KIND --root FOLDER --base-classes A,B,...",
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "the configuration is not UTF-8 text", where=path, found=str(error), hint="save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise disk_error(error, path) from error
+    if not config.data.root:
+        return config
+    data = msgspec.structs.replace(config.data, root=str((path.parent / config.data.root).resolve()))
+    return msgspec.structs.replace(config, data=data)
 
 
 def _toml_value(value: Any) -> str:
@@ -155,7 +218,7 @@ def _toml_value(value: Any) -> str:
 
 
 def render_config(config: Config) -> str:
-    """The text of `edge-ilseg.toml`: every table with every value, so that a reader sees what can be set."""
+    """The text of `edge-ilseg.toml`: every table with every value that is set (rule 2); TOML cannot say "none"."""
     plain: dict[str, Any] = msgspec.to_builtins(config)
     top = {key: value for key, value in plain.items() if not isinstance(value, dict)}
     lines = ["# Read by edge-ilseg; every key is explained in docs/workspace-format.md."]
@@ -176,10 +239,16 @@ def override(struct: Any, /, **changes: Any) -> Any:
     """`struct` with the changes that are not None, checked against the field types.
 
     Raises:
-        ConfigError: a value is of the wrong type or out of range.
+        ConfigError: a value is unknown, of the wrong type or out of range, or training could not use it (rule 3).
     """
     given = {key: value for key, value in changes.items() if value is not None}
+    hints = get_type_hints(type(struct))
+    for key, value in given.items():
+        _check_choice(value, hints[key], key)
     try:
-        return msgspec.convert({**msgspec.to_builtins(struct), **given}, type(struct))
+        changed = msgspec.convert({**msgspec.to_builtins(struct), **given}, type(struct))
     except msgspec.ValidationError as error:
         raise ConfigError("an option has a value that cannot be used", found=str(error)) from error
+    if isinstance(changed, TrainConfig):
+        _check_settings(changed)
+    return changed

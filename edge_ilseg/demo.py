@@ -12,13 +12,23 @@ from pathlib import Path
 
 import msgspec
 
-from edge_ilseg.config import CONFIG_NAME, ClassesConfig, Config, DataConfig, StepConfig, TrainConfig, read_config
+from edge_ilseg.config import (
+    CONFIG_NAME,
+    ClassesConfig,
+    Config,
+    DataConfig,
+    StepConfig,
+    TrainConfig,
+    override,
+    read_config,
+)
+from edge_ilseg.data import open_data
 from edge_ilseg.devices.verification import verify_bundle
 from edge_ilseg.errors import WorkspaceError, check_extra
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.pipeline import EXPORT_MODULES, TRAINING_MODULES, export_step, run_plan
-from edge_ilseg.planning import open_data, plan_base, plan_step
+from edge_ilseg.planning import plan_base, plan_step
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.workspace import create_workspace
 
@@ -27,9 +37,13 @@ DISTILLED = "distilled"
 FINE_TUNED = "fine-tuned"
 DATA = DataConfig(kind="shapes", eval_split="test", setup="disjoint")
 MODEL = ModelSpec(backbone="tiny", output_stride=8, decoder_channels=64, input_height_px=96, input_width_px=96)
-TRAIN = TrainConfig(iterations=900, batch_size=16, learning_rate=0.05)
-STEP = StepConfig(iterations=120, batch_size=16, learning_rate=0.02, kd_softmax="old")
-METHODS = {FINE_TUNED: "finetune", DISTILLED: "kd-output"}
+TRAIN = TrainConfig(iterations=1600, learning_rate=0.1, decoder_rate_factor=1.0, scale_min=0.8, scale_max=1.2)
+STEP = StepConfig(iterations=300, learning_rate=0.02, decoder_rate_factor=1.0, scale_min=0.8, scale_max=1.2)
+METHODS = {
+    FINE_TUNED: override(STEP, method="finetune"),
+    DISTILLED: override(STEP, method="freeze+kd-output", losses={"kd_output": 10.0}, kd_softmax="old"),
+}
+"""Chosen on the validation split; the demo scores on the test split."""
 
 
 class DemoRow(msgspec.Struct, frozen=True):
@@ -76,16 +90,13 @@ def run_demo(
         _delete_demo(folder)
     base_classes = tuple(name for name in open_data(DATA).info.classes if name != NEW_CLASS)
     train = msgspec.structs.replace(TRAIN, iterations=base_iterations)
-    step = msgspec.structs.replace(STEP, iterations=step_iterations)
-    workspace = create_workspace(
-        folder,
-        Config(data=DATA, classes=ClassesConfig(base_classes), model=MODEL, weights="none", train=train, step=step),
-    )
+    config = Config(DATA, ClassesConfig(base_classes), MODEL, "none", train, METHODS[DISTILLED])
+    workspace = create_workspace(folder, config)
 
     base = run_plan(workspace, plan_base(workspace, progress=progress), progress=_named("base", progress))
     records = {"before": base}
     for name, method in METHODS.items():
-        settings = msgspec.structs.replace(step, method=method)
+        settings = msgspec.structs.replace(method, iterations=step_iterations)
         plan = plan_step(workspace, [NEW_CLASS], settings, parent_name=base.name, name=name, progress=progress)
         records[name] = run_plan(workspace, plan, progress=_named(name, progress))
 
@@ -127,7 +138,7 @@ def _delete_demo(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    config = folder / CONFIG_NAME
-    if not config.is_file() or read_config(config).data.kind != "shapes":
-        raise WorkspaceError("the folder is not the workspace of an earlier demo", where=folder, hint="choose another")
+    config = read_config(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else None
+    if config is None or (config.data, config.model, config.weights) != (DATA, MODEL, "none"):
+        raise WorkspaceError("the folder is not the workspace of a demo", where=folder, hint="choose another folder")
     shutil.rmtree(folder)

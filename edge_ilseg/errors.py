@@ -91,6 +91,10 @@ class BundleError(EdgeIlsegError):
     """A bundle is missing a file, damaged, or of a format that this version does not read."""
 
 
+class ReportError(EdgeIlsegError):
+    """A verification report is damaged, or of a format that this version does not read."""
+
+
 class MissingPackageError(EdgeIlsegError):
     """A package, a runtime or a facility of the machine is missing."""
 

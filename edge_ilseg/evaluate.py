@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.images import resize_image, resize_mask
 from edge_ilseg.metrics import Metrics, confusion_matrix, score
+from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
-from edge_ilseg.train import normalize
 
 
 @torch.inference_mode()

@@ -85,13 +85,16 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `path`, whole, when the block ends without an error (rules 2 and 3).
 
     With `replace`, a folder that is there already is exchanged for the new one only after the new one is complete.
+    Whether it may go is for the caller to decide; a file or a link is never replaced.
 
     Raises:
-        EdgeIlsegError: the disk is full or refuses the write; nothing of the new folder is left.
+        EdgeIlsegError: the disk is full or refuses the write, or `path` is a file or a link; nothing of the new folder
+            is left.
         FileExistsError: `path` exists and `replace` is not set.
     """
     if os.path.lexists(path) and not replace:
         raise FileExistsError(path)
+    _check_replaceable(path)
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         for item in sorted(part.rglob("*")):
             (sync_folder if item.is_dir() else sync_file)(item)
         sync_folder(part)
+        _check_replaceable(path)
         if path.exists() and replace:
             _exchange(part, path)
         else:
@@ -111,6 +115,17 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise `EdgeIlsegError` when `path` is there and is no folder."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise EdgeIlsegError(
+            "only a folder can be replaced by a folder",
+            where=path,
+            found="a link" if path.is_symlink() else "a file",
+            hint="choose another place, or remove it yourself",
+        )
 
 
 def _exchange(new: Path, old: Path) -> None:

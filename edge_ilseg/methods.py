@@ -79,11 +79,21 @@ def resolve_method(
         if not 0 <= weight < float("inf"):
             raise ConfigError("a loss weight is out of range", where=term, found=weight, expected="0 or more")
     method = Method(name, freeze or preset.freeze, weights, preset.source, kd_softmax, kd_mask, head_init)
-    feature_terms = [term for term in ("kd_feature", "kd_feature_plain") if weights.get(term)]
-    if feature_terms and method.freeze in ("encoder", "all_but_head"):
+    if method.freeze in ("encoder", "all_but_head"):
+        check_no_feature_term(method)
+    return method
+
+
+def check_no_feature_term(method: Method) -> None:
+    """Refuse a method with a feature term, because its encoder is frozen (rule 2).
+
+    Raises:
+        ConfigError: it has one.
+    """
+    feature_terms = [term for term in ("kd_feature", "kd_feature_plain") if method.losses.get(term)]
+    if feature_terms:
         raise ConfigError(
             "a feature term beside a frozen encoder is always zero: teacher and student have the same features",
             found=f"freeze {method.freeze!r} with {', '.join(feature_terms)}",
             hint="drop the feature term, or freeze less (freeze = none, stem, stages:<n>)",
         )
-    return method

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from edge_ilseg.bundle import ClassEntry, StepEntry
 from edge_ilseg.checkpoint import FORMAT, FORMAT_VERSION, DataRecord, StepRecord, load_model, write_step
 from edge_ilseg.config import DataConfig
+from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.step_view import count_pixels, image_set_sha256, presence
-from edge_ilseg.errors import DataError, check_extra
+from edge_ilseg.errors import DataError, EdgeIlsegError, check_extra
 from edge_ilseg.metrics import Metrics
-from edge_ilseg.planning import StepPlan, open_data
+from edge_ilseg.models.freezing import is_encoder_frozen
+from edge_ilseg.planning import StepPlan
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
 from edge_ilseg.workspace import Workspace
@@ -64,7 +66,9 @@ def run_plan(
     from edge_ilseg.data.loader import training_batches
     from edge_ilseg.train import train
 
-    model, teacher = _make_models(workspace, plan)
+    model, teacher, weights_sha256 = _make_models(workspace, plan)
+    data_record = _data_record(plan)
+    packages = {name: metadata.version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
     run = train(
         model,
         training_batches(plan.view, model.spec, plan.settings, workers=workers),
@@ -74,9 +78,7 @@ def run_plan(
         accelerator=accelerator,
         progress=progress,
     )
-    metrics = {}
-    if plan.data.eval_split:
-        metrics[plan.data.eval_split] = _score(model, plan, plan.data, plan.data.eval_split, progress)
+    metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, progress)
     record = StepRecord(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -90,29 +92,47 @@ def run_plan(
         background=plan.background,
         method=plan.method,
         model=model.spec,
-        initial_weights=plan.parent.id if plan.parent else workspace.config.weights,
+        initial_weights=plan.parent.id if plan.parent else Path(workspace.config.weights).name,
+        initial_weights_sha256=weights_sha256,
         training=plan.settings,
-        data=DataRecord(
-            kind=plan.data.kind,
-            options=plan.data.options,
-            train_split=plan.data.train_split,
-            setup=plan.data.setup,
-            image_ids=plan.view.image_ids,
-            images_sha256=image_set_sha256(plan.view.image_ids, plan.view.dataset),
-        ),
-        packages={name: metadata.version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
+        data=data_record,
+        packages=packages,
         accelerator=run.accelerator,
         training_seconds=run.seconds,
         weights_sha256="",
         weights_bytes=0,
         encoder_sha256="",
         metrics=metrics,
+        parent_metrics=parent_metrics,
     )
-    return write_step(workspace.step_folder(plan.name), record, model)
+    record = write_step(workspace.step_folder(plan.name), record, model)
+    if unscored:
+        raise DataError(
+            f"step {plan.name} was trained and written, and could not be scored: {unscored.what}",
+            where=unscored.where,
+            found=unscored.found,
+            hint="mend the data, then: edge-ilseg evaluate",
+        ) from unscored
+    return record
 
 
-def _make_models(workspace: Workspace, plan: StepPlan) -> tuple[SegmentationModel, SegmentationModel | None]:
-    """The network to train, and its teacher: new for step 0, the parent's with a grown classifier otherwise."""
+def _data_record(plan: StepPlan) -> DataRecord:
+    return DataRecord(
+        kind=plan.data.kind,
+        options=plan.data.options,
+        from_workspace=plan.from_workspace,
+        train_split=plan.data.train_split,
+        setup=plan.data.setup,
+        partition_seed=plan.data.partition_seed,
+        image_ids=plan.view.image_ids,
+        images_sha256=image_set_sha256(plan.view.image_ids, plan.view.dataset),
+    )
+
+
+def _make_models(
+    workspace: Workspace, plan: StepPlan
+) -> tuple[SegmentationModel, SegmentationModel | None, str | None]:
+    """The network to train, its teacher (None at step 0), and the hash of the file that step 0 began with."""
     import torch
 
     if plan.parent is None:
@@ -122,8 +142,8 @@ def _make_models(workspace: Workspace, plan: StepPlan) -> tuple[SegmentationMode
         torch.manual_seed(plan.settings.seed)
         model = build_model(workspace.config.model, (len(plan.classes),))
         source = workspace.config.weights
-        load_backbone_weights(model, source if source in ("imagenet", "none") else workspace.root / source)
-        return model, None
+        named = source in ("imagenet", "none")
+        return model, None, load_backbone_weights(model, source if named else workspace.root / source)
     parent_folder = workspace.step_folder(plan.parent.name)
     teacher, model = load_model(parent_folder, plan.parent), load_model(parent_folder, plan.parent)
     torch.manual_seed(plan.settings.seed)
@@ -132,7 +152,24 @@ def _make_models(workspace: Workspace, plan: StepPlan) -> tuple[SegmentationMode
         init=plan.method.head_init if plan.method else "default",
         background_channel=plan.class_names.index(plan.background) if plan.background else None,
     )
-    return model, teacher
+    return model, teacher, None
+
+
+def _score_plan(
+    plan: StepPlan, model: SegmentationModel, teacher: SegmentationModel | None, progress: ProgressCallback
+) -> tuple[dict[str, Metrics], dict[str, Metrics], EdgeIlsegError | None]:
+    """Score the new model and its parent on the evaluation split; an error must not cost the trained model."""
+    split = plan.data.eval_split
+    metrics: dict[str, Metrics] = {}
+    parent_metrics: dict[str, Metrics] = {}
+    try:
+        if split:
+            metrics[split] = _score(model, plan, plan.data, split, progress)
+        if split and teacher is not None and plan.parent is not None:
+            parent_metrics[split] = _score(teacher, plan.parent, plan.data, split, progress)
+    except EdgeIlsegError as error:
+        return {}, {}, error
+    return metrics, parent_metrics, None
 
 
 def _score(
@@ -184,6 +221,7 @@ def export_step(
     *,
     calibration_count: int = 96,
     data: DataConfig | None = None,
+    evaluation_data: DataConfig | None = None,
     replace: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> Manifest:
@@ -195,7 +233,8 @@ def export_step(
         request: targets, precisions and how.
         out: folder of the bundle.
         calibration_count: how many of the step's images the int8 ranges are taken from, at most.
-        data: where the step's images are, if not in the workspace's data set.
+        data: where the images that the step learned from are, if not in the workspace's data set.
+        evaluation_data: labelled images to score the models on, if not those of the workspace.
         replace: put the new bundle in the place of one that is there.
         progress: told what is done.
 
@@ -206,12 +245,14 @@ def export_step(
     check_extra("export", EXPORT_MODULES, "export")
     from edge_ilseg.export.package import export_bundle
 
-    data = data or workspace.config.data
-    dataset = open_data(data)
+    scored = evaluation_data or workspace.config.data
+    dataset = open_data(scored)
     lookup = evaluation_lookup(dataset.info.classes, dataset.info.background, record.class_names)
+    needs_calibration = "int8" in request.precisions
+    learned_from = open_data(data or workspace.config.data) if needs_calibration else dataset
 
     def evaluation() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-        for image_id in dataset.ids(data.eval_split):
+        for image_id in dataset.ids(scored.eval_split):
             yield dataset.read_image(image_id), lookup[dataset.read_labels(image_id)]
 
     return export_bundle(
@@ -225,15 +266,15 @@ def export_step(
             parent_id=record.parent_id,
             method=record.method.name if record.method else "base",
             encoder_sha256=record.encoder_sha256,
-            encoder_frozen=record.method is not None and record.method.freeze in ("encoder", "all_but_head"),
+            encoder_frozen=record.method is not None and is_encoder_frozen(record.method.freeze, record.model.backbone),
         ),
         classes=tuple(ClassEntry(item.name, item.step, item.color) for item in record.classes),
         background=record.background,
-        calibration=_calibration_images(record, dataset, calibration_count, progress)
-        if "int8" in request.precisions
+        calibration=_calibration_images(record, learned_from, calibration_count, progress)
+        if needs_calibration
         else None,
-        evaluation=evaluation if data.eval_split else None,
-        evaluation_name=f"{data.kind}:{data.eval_split}" if data.eval_split else None,
+        evaluation=evaluation if scored.eval_split else None,
+        evaluation_name=f"{scored.kind}:{scored.eval_split}" if scored.eval_split else None,
         progress=progress,
         replace=replace,
     )
@@ -259,7 +300,15 @@ def _calibration_images(
             hint="say where they are: --data KIND:ROOT",
         )
     ids = record.data.image_ids
-    pixels_NK = count_pixels(dataset, ids, lambda done, of: progress("counting labels", done / of))
+    if image_set_sha256(ids, dataset) != record.data.images_sha256:
+        raise DataError(
+            f"the images are not those that step {record.name} learned from",
+            where=f"data set of kind {dataset.info.kind}, split {record.data.train_split}",
+            found="other pixels under the same ids",
+            expected=f"images with the hash {record.data.images_sha256[:12]}",
+            hint="say where they are: --data KIND:ROOT",
+        )
+    pixels_NK = count_pixels(dataset, ids, progress)
     shown = presence(dataset.info, ids, pixels_NK)
     new = [name for name in record.new_classes if name != record.background]
     chosen = choose_images(shown, new, count, record.training.seed)

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from edge_ilseg.checkpoint import ClassRecord, StepRecord
-from edge_ilseg.classes import resolve_classes
+from edge_ilseg.classes import check_spelling, resolve_classes
 from edge_ilseg.config import DataConfig, StepConfig, TrainConfig
-from edge_ilseg.data import open_dataset
+from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
 from edge_ilseg.data.step_view import StepView, count_pixels, presence
-from edge_ilseg.errors import ClassNameError, DataError, WorkspaceError
-from edge_ilseg.methods import Method, resolve_method
+from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
+from edge_ilseg.methods import Method, check_no_feature_term, resolve_method
+from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.progress import ProgressCallback, no_progress
-from edge_ilseg.scenario import check_every_class_has_an_image, label_lookup, later_classes, select_images
+from edge_ilseg.scenario import (
+    check_every_class_has_an_image,
+    evaluation_lookup,
+    label_lookup,
+    later_classes,
+    select_images,
+)
 from edge_ilseg.workspace import BASE_STEP, Workspace
 
 
@@ -33,6 +39,8 @@ class StepPlan:
     background: str | None
     view: StepView
     data: DataConfig
+    from_workspace: bool
+    """Whether the images are those of the workspace's own data set."""
     settings: TrainConfig
     method: Method | None
 
@@ -52,13 +60,10 @@ class StepPlan:
         return 0 if self.parent is None else len(self.parent.classes)
 
 
-def open_data(data: DataConfig) -> Dataset:
-    """The data set that a configuration names.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    return open_dataset(data.kind, Path(data.root) if data.root else None, data.options)
+def is_workspace_data(workspace: Workspace, data: DataConfig) -> bool:
+    """Whether `data` reads the workspace's own images, whatever the splits and the setup."""
+    own = workspace.config.data
+    return (data.kind, data.root, data.options) == (own.kind, own.root, own.options)
 
 
 def base_classes(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
@@ -68,9 +73,12 @@ def base_classes(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
         ClassNameError: a name is unknown or given twice.
     """
     resolved = resolve_classes(names, info.classes, info.aliases)
-    if info.background is None:
-        return resolved
-    return (info.background, *(name for name in resolved if name != info.background))
+    foreground = tuple(name for name in resolved if name != info.background)
+    if not foreground:
+        raise ClassNameError(
+            "step 0 needs at least one class besides the background", found=", ".join(resolved) or "none"
+        )
+    return foreground if info.background is None else (info.background, *foreground)
 
 
 def make_step_view(
@@ -79,7 +87,6 @@ def make_step_view(
     *,
     old: Sequence[str],
     new: Sequence[str],
-    seed: int,
     progress: ProgressCallback = no_progress,
 ) -> StepView:
     """The images of a step and what it sees in them, by the setup.
@@ -89,10 +96,10 @@ def make_step_view(
     """
     info = dataset.info
     image_ids = dataset.ids(data.train_split)
-    pixels_NK = count_pixels(dataset, image_ids, lambda done, of: progress("counting labels", done / of))
+    pixels_NK = count_pixels(dataset, image_ids, progress)
     shown = presence(info, image_ids, pixels_NK)
     later = later_classes(info.classes, old=old, new=new)
-    selected = select_images(data.setup, shown, new=new, old=old, later=later, seed=seed)
+    selected = select_images(data.setup, shown, new=new, old=old, later=later, seed=data.partition_seed)
     check_every_class_has_an_image(data.setup, shown, selected, new=new, later=later, background=info.background)
     return StepView(dataset, selected, label_lookup(data.setup, info.classes, info.background, old=old, new=new))
 
@@ -110,7 +117,8 @@ def plan_base(
     _check_name_is_free(workspace, BASE_STEP)
     dataset = open_data(config.data)
     classes = base_classes(config.classes.base, dataset.info)
-    view = make_step_view(dataset, config.data, old=(), new=classes, seed=settings.seed, progress=progress)
+    view = make_step_view(dataset, config.data, old=(), new=classes, progress=progress)
+    _check_evaluation(dataset, config.data, classes)
     return StepPlan(
         name=BASE_STEP,
         parent=None,
@@ -118,6 +126,7 @@ def plan_base(
         background=dataset.info.background,
         view=view,
         data=config.data,
+        from_workspace=True,
         settings=settings,
         method=None,
     )
@@ -150,6 +159,9 @@ def plan_step(
     """
     settings = settings or workspace.config.step
     data = data or workspace.config.data
+    from_workspace = is_workspace_data(workspace, data)
+    if not add_classes:
+        raise ClassNameError("a step adds at least one class", hint="name it: --add-classes boat")
     method = resolve_method(
         settings.method,
         freeze=settings.freeze,
@@ -161,12 +173,19 @@ def plan_step(
     parent = workspace.read_step(parent_name) if parent_name else workspace.latest_step()
     dataset = open_data(data)
     _check_background(parent, dataset.info)
+    check_spelling(dataset.info.classes, parent.class_names)
+    _check_distillation_has_pixels(method, data, dataset.info)
+    if is_encoder_frozen(method.freeze, parent.model.backbone):
+        check_no_feature_term(method)
     new = resolve_classes(add_classes, dataset.info.classes, dataset.info.aliases)
     _check_new_to(parent, new)
     index = parent.index + 1
     full_name = f"{index:02}-{name or '+'.join(new)}"
     _check_name_is_free(workspace, full_name)
-    view = make_step_view(dataset, data, old=parent.class_names, new=new, seed=settings.seed, progress=progress)
+    view = make_step_view(dataset, data, old=parent.class_names, new=new, progress=progress)
+    _check_evaluation(dataset, data, (*parent.class_names, *new))
+    if from_workspace and data.setup != "overlapped":
+        _check_no_image_again(workspace, parent, view)
     return StepPlan(
         name=full_name,
         parent=parent,
@@ -174,6 +193,7 @@ def plan_step(
         background=parent.background,
         view=view,
         data=data,
+        from_workspace=from_workspace,
         settings=TrainConfig(**{key: getattr(settings, key) for key in TrainConfig.__struct_fields__}),
         method=method,
     )
@@ -216,3 +236,36 @@ def _check_new_to(parent: StepRecord, new: Sequence[str]) -> None:
             expected="classes that the model does not know",
             hint="leave it out, or choose an earlier step to go on from (--from)",
         )
+
+
+def _check_evaluation(dataset: Dataset, data: DataConfig, classes: Sequence[str]) -> None:
+    """Find out before hours of training, not after them, that the result cannot be scored."""
+    if data.eval_split:
+        dataset.ids(data.eval_split)
+        evaluation_lookup(dataset.info.classes, dataset.info.background, classes)
+
+
+def _check_distillation_has_pixels(method: Method, data: DataConfig, info: DatasetInfo) -> None:
+    """Refuse a term that would be zero on every image: hidden old pixels become void, and void is in no term."""
+    if method.losses.get("kd_output") and data.setup != "sequential" and info.background is None:
+        raise ConfigError(
+            "output distillation would have no pixel to work on: the setup hides the old classes, and in a data set "
+            "without background hidden pixels become void",
+            found=f"setup {data.setup!r} with method {method.name!r}",
+            hint="use the setup sequential, or a method without kd_output (--method freeze)",
+        )
+
+
+def _check_no_image_again(workspace: Workspace, parent: StepRecord, view: StepView) -> None:
+    """Check that no image of an earlier step is learned from again."""
+    ancestor: StepRecord | None = parent
+    while ancestor is not None:
+        again = sorted(set(view.image_ids) & set(ancestor.data.image_ids)) if ancestor.data.from_workspace else []
+        if again:
+            raise DataError(
+                f"{len(again)} images of step {ancestor.name} would be learned from again",
+                found=f"image {again[0]!r}",
+                expected="images that no earlier step has seen",
+                hint="keep the setup and the partition_seed of the earlier steps, or use the setup overlapped",
+            )
+        ancestor = workspace.parent_of(ancestor)

@@ -271,7 +271,9 @@ def _advice(setup: Setup, missing: Sequence[str], presence: Presence) -> str:
     if not any(name in shown for shown in presence.values() for name in missing):
         return "add labelled images of these classes to the split, or leave the classes out of the plan"
     if setup == "partitioned":
-        return "take another seed, or the setup 'overlapped': each image belongs to one of the classes it shows"
+        return (
+            "take another partition_seed, or the setup 'overlapped': each image belongs to one of the classes it shows"
+        )
     return (
         "learn them in a later step, or the classes they appear with in an earlier one (the order 'frequency' often "
         "does), or take the setup 'overlapped', which keeps images that show classes of later steps"

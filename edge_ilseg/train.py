@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.errors import TrainingError
 from edge_ilseg.losses import LossInputs, check_finite, cross_entropy, distillation_loss
 from edge_ilseg.methods import Method
+from edge_ilseg.models.freezing import is_encoder_frozen
+from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel
-from edge_ilseg.models.spec import ModelSpec, normalization
 from edge_ilseg.progress import ProgressCallback
 
 
@@ -33,14 +35,6 @@ class TrainingRun:
     seconds: float
     accelerator: str
     final_terms: dict[str, float]
-
-
-def normalize(images_NHWC: Tensor, spec: ModelSpec) -> Tensor:
-    """uint8 N x H x W x 3 (RGB) to float32 N x 3 x H x W, `(x - mean) / std` as the backbone's weights expect."""
-    mean, std = normalization(spec.backbone)
-    images_NCHW = images_NHWC.permute(0, 3, 1, 2).float()
-    shape = (1, 3, 1, 1)
-    return (images_NCHW - images_NCHW.new_tensor(mean).view(shape)) / images_NCHW.new_tensor(std).view(shape)
 
 
 def make_optimizer(model: SegmentationModel, settings: TrainConfig) -> torch.optim.SGD:
@@ -92,7 +86,7 @@ def train(
     Raises:
         TrainingError: a loss is not finite, or everything is frozen.
     """
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=settings.precision)
+    fabric = _make_fabric(accelerator, settings)
     fabric.seed_everything(settings.seed, verbose=False)
     model.set_frozen(method.freeze if method else "none")
     model.set_batch_norm(settings.batch_norm)
@@ -103,7 +97,7 @@ def train(
     student.mark_forward_method("decode")
     if teacher is not None:
         fabric.to_device(teacher.requires_grad_(False).eval())
-    features_are_shared = teacher is not None and method is not None and method.freeze in ("encoder", "all_but_head")
+    features_are_shared = method is not None and is_encoder_frozen(method.freeze, model.spec.backbone)
     loader = fabric.setup_dataloaders(batches) if isinstance(batches, torch.utils.data.DataLoader) else batches
 
     terms: dict[str, Tensor] = {}
@@ -129,6 +123,23 @@ def train(
         accelerator=str(fabric.device),
         final_terms={name: value.item() for name, value in terms.items()},
     )
+
+
+def _make_fabric(accelerator: str, settings: TrainConfig) -> Fabric:
+    """Lightning Fabric on one device.
+
+    Raises:
+        TrainingError: this machine has no such device.
+    """
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=settings.precision)
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise TrainingError(
+            "this machine cannot train like that",
+            found=str(error),
+            expected="an accelerator that is there",
+            hint="--accelerator auto takes a GPU where there is one, and the CPU otherwise",
+        ) from error
 
 
 def _loss_terms(

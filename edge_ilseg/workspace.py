@@ -13,7 +13,7 @@ from pathlib import Path
 from edge_ilseg.checkpoint import StepRecord, read_record
 from edge_ilseg.config import CONFIG_NAME, Config, read_config, render_config
 from edge_ilseg.errors import WorkspaceError, did_you_mean
-from edge_ilseg.files import write_bytes
+from edge_ilseg.files import disk_error, write_bytes
 
 BASE_STEP = "00-base"
 
@@ -34,7 +34,8 @@ class Workspace:
         """Names of all step folders, damaged ones too, in order."""
         if not self.steps_folder.is_dir():
             return ()
-        return tuple(sorted(p.name for p in self.steps_folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+        found = [p.name for p in self.steps_folder.iterdir() if p.is_dir() and _number(p.name) is not None]
+        return tuple(sorted(found, key=lambda name: (_number(name), name)))
 
     def step_folder(self, name: str) -> Path:
         """Where the step of that name is, or would be."""
@@ -47,7 +48,8 @@ class Workspace:
             WorkspaceError: there is no such step, the number is ambiguous, or the step is damaged.
         """
         names = self.step_names()
-        matches = [name] if name in names else [n for n in names if name.isdigit() and n.startswith(f"{int(name):02}-")]
+        number = int(name) if name.isascii() and name.isdecimal() else None
+        matches = [name] if name in names else [n for n in names if number is not None and _number(n) == number]
         if len(matches) != 1:
             raise WorkspaceError(
                 "there is no such step" if not matches else "several steps have that number",
@@ -56,7 +58,16 @@ class Workspace:
                 expected=", ".join(matches or names) or "no step yet",
                 hint=did_you_mean(name, names) if names else "train step 0 first: edge-ilseg train",
             )
-        return read_record(self.step_folder(matches[0]))
+        record = read_record(self.step_folder(matches[0]))
+        if record.name != matches[0]:
+            raise WorkspaceError(
+                "the step's folder was renamed",
+                where=self.step_folder(matches[0]),
+                found=f"the record of step {record.name}",
+                expected=f"a folder named {record.name}",
+                hint="rename it back",
+            )
+        return record
 
     def latest_step(self) -> StepRecord:
         """The step with the highest index, when there is one alone.
@@ -71,7 +82,7 @@ class Workspace:
                 where=self.steps_folder,
                 hint=f"train step 0 first: edge-ilseg train {self.root}",
             )
-        highest = [name for name in names if name.split("-")[0] == names[-1].split("-")[0]]
+        highest = [name for name in names if _number(name) == _number(names[-1])]
         if len(highest) > 1:
             raise WorkspaceError(
                 "several steps are the latest",
@@ -101,6 +112,12 @@ class Workspace:
         return parent
 
 
+def _number(name: str) -> int | None:
+    """The number at the start of a step's name; None for a name that is no step's."""
+    number, dash, _ = name.partition("-")
+    return int(number) if dash and number.isdecimal() and number.isascii() else None
+
+
 def open_workspace(root: Path) -> Workspace:
     """Open a workspace.
 
@@ -119,6 +136,9 @@ def create_workspace(root: Path, config: Config) -> Workspace:
     path = root / CONFIG_NAME
     if path.exists():
         raise WorkspaceError("there is a workspace already", where=path, hint="edit it, or choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, root) from error
     write_bytes(path, render_config(config).encode())
     return Workspace(root, config)

@@ -21,8 +21,8 @@ from torch import nn
 
 from edge_ilseg.errors import ExportError
 from edge_ilseg.export.graph import fold_padding, name_by_module, opset_of, strip_notes, write_onnx
+from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel
-from edge_ilseg.models.spec import normalization
 
 OPSET = 18
 OUTPUTS = ("logits", "mask")
@@ -32,20 +32,13 @@ MAX_CHANNELS = 255  # a mask is uint8 and 255 is void
 class DeployedModel(nn.Module):
     """The model with what the device must not do by itself around it."""
 
-    image_mean: torch.Tensor
-    image_std: torch.Tensor
-
     def __init__(self, model: SegmentationModel) -> None:
         super().__init__()
-        mean, std = normalization(model.spec.backbone)
         self.model = model
-        self.register_buffer("image_mean", torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
-        self.register_buffer("image_std", torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1))
 
     def forward(self, image_NHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 N x H x W x 3 -> logits float32 N x C x H x W and mask uint8 N x H x W."""
-        pixels_NCHW = image_NHWC.to(torch.float32).permute(0, 3, 1, 2)
-        logits_NCHW = self.model((pixels_NCHW - self.image_mean) / self.image_std).logits_NCHW
+        logits_NCHW = self.model(normalize(image_NHWC, self.model.spec)).logits_NCHW
         return logits_NCHW, logits_NCHW.argmax(dim=1).to(torch.uint8)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import platform
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import onnx
 
 from edge_ilseg.bundle import Precision
-from edge_ilseg.devices.runtime import import_openvino
+from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, layer_precisions
 from edge_ilseg.errors import ExportError
 from edge_ilseg.files import sync_file
 
@@ -78,15 +77,8 @@ def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mappin
 def executed_precisions(xml_path: Path) -> dict[str, int]:
     """How many convolutions run in each precision on this machine: `{"u8": 41}`, with float layers in f32."""
     ov = import_openvino()
-    compiled = ov.Core().compile_model(str(xml_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return convolution_precisions(compiled)
-
-
-def convolution_precisions(compiled: Any) -> dict[str, int]:
-    """The same for a model that is compiled already."""
-    layers = [dict(layer.get_rt_info()) for layer in compiled.get_runtime_model().get_ordered_ops()]
-    kinds = [info["runtimePrecision"].astype(str) for info in layers if info["layerType"].astype(str) in CONVOLUTIONS]
-    return dict(sorted(Counter(kinds).items()))
+    compiled = ov.Core().compile_model(str(xml_path), "CPU", OPENVINO_SETTINGS)
+    return layer_precisions(compiled, CONVOLUTIONS)
 
 
 def check_int8_runs(xml_path: Path) -> None:

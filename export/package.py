@@ -5,10 +5,12 @@ float ONNX -> ranges -> int8 ONNX -> the files that are shipped -> parity -> gol
 1. The bundle appears whole or not at all; a model with NaN weights, or one that fails parity, leaves nothing behind.
 2. Every model of the bundle is made from one float graph, and every int8 model from one set of ranges.
 3. Golden masks and expected scores come from the shipped files, run by the session that a device uses.
+4. Nothing but a bundle or an empty folder is ever replaced.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
 from collections.abc import Iterable
@@ -31,6 +33,7 @@ from edge_ilseg.bundle import (
     Precision,
     Preprocessing,
     StepEntry,
+    is_bundle,
     write_manifest,
 )
 from edge_ilseg.calibration.collect import collect_ranges
@@ -46,7 +49,7 @@ from edge_ilseg.export.openvino_ir import check_int8_runs, model_api_info, write
 from edge_ilseg.export.quantize import write_int8_onnx
 from edge_ilseg.export.request import RUNTIME_OF, Evaluation, Subject, Target
 from edge_ilseg.export.request import ExportRequest as ExportRequest
-from edge_ilseg.files import new_folder
+from edge_ilseg.files import disk_error, new_folder
 from edge_ilseg.images import resize_image, resize_mask
 from edge_ilseg.metrics import Metrics, confusion_matrix, score
 from edge_ilseg.models.segmentation import SegmentationModel
@@ -84,17 +87,17 @@ def export_bundle(
             chain runs on the golden images.
         evaluation_name: what the manifest calls them.
         progress: told what is done.
-        replace: put the new bundle in the place of one that is there.
+        replace: put the new bundle in the place of one that is there, whole or damaged, or of an empty folder.
 
     Raises:
-        ExportError: the request cannot be met, the model holds NaN, no calibration images for int8, `out` exists.
+        ExportError: the request cannot be met, the model holds NaN, no calibration images for int8, `out` exists and
+            `replace` is not set, or `out` is neither a bundle nor an empty folder (rule 4).
         ParityError: an exported model does not compute what the torch model does.
         EdgeIlsegError: an image cannot be read, or the disk is full.
     """
     subject = Subject(model, request, step, classes, background, evaluation, progress or no_progress)
     _check_subject(subject, calibration)
-    if out.exists() and not replace:
-        raise ExportError("the bundle is there already", where=out, hint="choose another folder, or replace it")
+    _check_out(out, replace)
     with (
         tempfile.TemporaryDirectory(prefix="edge-ilseg-export-") as work_name,
         new_folder(out, replace=replace) as folder,
@@ -114,6 +117,27 @@ def export_bundle(
             write_npy(folder / entry.golden_masks, predict_masks(folder, entry, images_NHWC))
         entries = [msgspec.structs.replace(entry, expected=_expected(subject, folder, entry)) for entry in entries]
         return write_manifest(folder, _manifest(subject, entries, rows, evaluation_name))
+
+
+def _check_out(out: Path, replace: bool) -> None:
+    """Rule 4."""
+    if not os.path.lexists(out):
+        return
+    if not replace:
+        raise ExportError("the bundle is there already", where=out, hint="choose another folder, or replace it")
+    is_folder = out.is_dir() and not out.is_symlink()
+    try:
+        if is_folder and (is_bundle(out) or not any(out.iterdir())):
+            return
+    except OSError as error:
+        raise disk_error(error, out) from error
+    raise ExportError(
+        "only a bundle is replaced, and this is none",
+        where=out,
+        found="a folder without a bundle's manifest.json" if is_folder else "a file or a link",
+        expected="a bundle, an empty folder, or nothing",
+        hint="choose another folder for the bundle, or remove this yourself",
+    )
 
 
 def _check_subject(subject: Subject, calibration: CalibrationImages | None) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import ParityRow
 from edge_ilseg.errors import ExportError, ParityError
+from edge_ilseg.export.request import MIN_FP16_AGREEMENT
 from edge_ilseg.export.sessions import Outputs, Predict
 from edge_ilseg.images import resize_mask
 from edge_ilseg.metrics import confusion_matrix, score
@@ -27,7 +28,6 @@ IR_FP32, IR_FP16, IR_INT8 = "openvino fp32", "openvino fp16", "openvino int8"
 IR_INT8_SIMULATED = "openvino int8 simulated"
 
 MIN_FP32_AGREEMENT = 0.9999
-MIN_FP16_AGREEMENT = 0.995
 
 _BROKEN = "the runtime or the exporter is at fault: try another version of it, and report this model"
 _COARSE = "calibrate on more images, keep reduce_range on, or ship fp32 or fp16"

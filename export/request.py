@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
 
 Target = Literal["onnx", "openvino"]
+MIN_FP16_AGREEMENT = 0.995
+"""Least share of pixels on which fp16 must agree with torch: docs/adr/0006."""
 RUNTIME_OF: dict[Target, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 LabelledImage = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -35,7 +37,7 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reduce_range: bool = True
     golden_count: int = 4
     seed: int = 0
-    min_fp16_agreement: float = 0.995
+    min_fp16_agreement: float = MIN_FP16_AGREEMENT
     min_int8_agreement: float | None = None
 
     def models(self) -> tuple[tuple[Target, Precision], ...]:

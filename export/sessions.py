@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_ilseg.devices.runtime import import_openvino
+from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, layer_precisions
 from edge_ilseg.errors import MissingPackageError
 from edge_ilseg.export.float_onnx import DeployedModel
-from edge_ilseg.export.openvino_ir import INTEGER_PRECISIONS, convolution_precisions
+from edge_ilseg.export.openvino_ir import CONVOLUTIONS, INTEGER_PRECISIONS
 
 ORT_LOG_FATAL = 4
 
@@ -70,7 +70,7 @@ def load_openvino(path: Path, *, simulated: bool = False) -> Predict:
         MissingPackageError: this OpenVINO does not know the undocumented switch that simulation needs.
     """
     ov = import_openvino()
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings: dict[str, Any] = dict(OPENVINO_SETTINGS)
     if simulated:
         settings["LP_TRANSFORMS_MODE"] = False
     core = ov.Core()
@@ -81,7 +81,7 @@ def load_openvino(path: Path, *, simulated: bool = False) -> Predict:
         if not simulated:
             raise
         raise _no_simulation(str(error).splitlines()[0]) from error
-    if simulated and not INTEGER_PRECISIONS.isdisjoint(convolution_precisions(compiled)):
+    if simulated and not INTEGER_PRECISIONS.isdisjoint(layer_precisions(compiled, CONVOLUTIONS)):
         raise _no_simulation("convolutions still run in int8")
     request = compiled.create_infer_request()
 

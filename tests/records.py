@@ -27,8 +27,9 @@ def make_record(**changes: object) -> StepRecord:
         method=METHODS["kd-output"],
         model=SPEC,
         initial_weights="0" * 64,
+        initial_weights_sha256=None,
         training=TrainConfig(),
-        data=DataRecord("shapes", {"seed": 1}, "train", "sequential", ("a", "b"), "1" * 64),
+        data=DataRecord("shapes", {"seed": 1}, True, "train", "sequential", 0, ("a", "b"), "1" * 64),
         packages={"torch": "2"},
         accelerator="cpu",
         training_seconds=1.5,
@@ -36,5 +37,6 @@ def make_record(**changes: object) -> StepRecord:
         weights_bytes=0,
         encoder_sha256="",
         metrics={},
+        parent_metrics={},
     )
     return msgspec.structs.replace(record, **changes)

@@ -19,6 +19,7 @@ from edge_ilseg.bundle import (
     ClassEntry,
     Manifest,
     check_files,
+    is_bundle,
     manifest_id,
     parse_manifest,
     read_manifest,
@@ -295,6 +296,24 @@ def test_a_manifest_that_cannot_be_read_is_an_error_of_the_bundle(folder: Path) 
     (folder / MANIFEST_NAME).mkdir()
     with pytest.raises(BundleError, match="cannot be read"):
         read_manifest(folder)
+
+
+def test_a_damaged_bundle_is_still_one_and_other_folders_are_not(folder: Path, tmp_path: Path) -> None:
+    assert is_bundle(folder)
+    (folder / "fp32.onnx").unlink()
+    path = folder / MANIFEST_NAME
+    path.write_bytes(path.read_bytes()[:-20] + b"\xff")
+    assert is_bundle(folder)
+    (tmp_path / "link").symlink_to(folder)
+    assert not is_bundle(tmp_path / "link")
+    for data in (b"", b"{}", b'{"format": "edge-ilseg-step"}', b'{"name": "edge-ilseg-bundle"}'):
+        path.write_bytes(data)
+        assert not is_bundle(folder)
+    path.unlink()
+    path.mkdir()
+    assert not is_bundle(folder)
+    assert not is_bundle(tmp_path)
+    assert not is_bundle(tmp_path / "nowhere")
 
 
 def test_a_manifest_of_absurd_size_is_refused_before_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

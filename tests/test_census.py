@@ -69,9 +69,9 @@ def test_a_plan_is_inspected_on_the_split_it_would_train_on() -> None:
 
 
 def test_progress_is_told_once_for_each_mask_even_if_splits_share_images() -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, float]] = []
     inspect_dataset(SHAPES, plan=(CLASSES,), train_split="train+val", progress=lambda *state: told.append(state))
-    assert told == [(done, 25) for done in range(1, 26)]
+    assert told == [("counting labels", done / 25) for done in range(1, 26)]
 
 
 def test_the_report_survives_json() -> None:

@@ -98,7 +98,8 @@ def test_missing_files_are_named(step_folder: Path) -> None:
         (b'"index": 1', b'"index": 2', "was changed after it was written"),
         (b'"format_version": 1', b'"format_version": 2', "format that this version does not read"),
         (b'"metrics"', b'"metricz"', "damaged"),
-        (b"{", b"[", "damaged"),
+        (b"{", b"[", "is not JSON"),
+        (b"boat", b"\xff\xfe\xff\xff", "is not JSON"),
     ],
 )
 def test_an_edited_record_is_refused(step_folder: Path, old: bytes, new: bytes, message: str) -> None:
@@ -159,3 +160,15 @@ def test_a_really_full_disk_leaves_the_earlier_steps(tmp_path: Path, model: Segm
         load_model(disk / "01-boat", read_record(disk / "01-boat"))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_every_flipped_byte_of_a_record_is_found(step_folder: Path) -> None:
+    data = (step_folder / RECORD_NAME).read_bytes()
+    record = parse_record(data)
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 0x81
+        try:
+            assert parse_record(bytes(changed)) == record, position  # white space between values is not content
+        except WorkspaceError:
+            continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_ilseg.classes import resolve_classes
+from edge_ilseg.classes import check_spelling, resolve_classes
 from edge_ilseg.data.voc import ALIASES, CLASSES
 from edge_ilseg.errors import ClassNameError
 
@@ -43,3 +43,14 @@ def test_a_name_that_fits_two_classes_is_refused_unless_it_is_spelt_exactly() ->
     assert resolve_classes(["parkbench"], classes, {}) == ("parkbench",)
     with pytest.raises(ClassNameError, match="more than one class"):
         resolve_classes(["Park-Bench"], classes, {})
+
+
+@pytest.mark.parametrize("name", ["Boat", "BOAT", "bo at", "bo-at"])
+def test_a_known_class_in_another_spelling_is_refused_with_both_spellings(name: str) -> None:
+    with pytest.raises(ClassNameError, match=rf"'{name}' is a class of the model(?s:.*)rename '{name}' to 'boat'"):
+        check_spelling(("sky", name), ("sea", "boat"))
+
+
+def test_the_same_spelling_and_another_class_pass() -> None:
+    check_spelling(("sky", "boat", "boats"), ("sea", "boat"))
+    check_spelling(("park bench",), ("parkbench", "park bench"))

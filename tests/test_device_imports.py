@@ -10,7 +10,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from bundles import write_color_folder, write_family
+from bundles import COLORS, write_color_folder, write_family
+from fakes import random_images, small_model
 
 ROOT = Path(__file__).parents[1]
 BANNED = {"torch", "onnx", "onnxscript", "safetensors", "lightning", "lightning_fabric", "torchvision"}
@@ -21,8 +22,11 @@ LOADER = "edge_ilseg/data/loader.py"
 DEVICE_HALF = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
-        *(ROOT / f"edge_ilseg/{name}.py" for name in ("errors", "files", "metrics", "bundle", "images", "progress")),
-        *(ROOT / f"edge_ilseg/{name}.py" for name in ("scenario", "cli/verify", "cli/__init__", "cli/progress_bar")),
+        *(ROOT / f"edge_ilseg/{name}.py" for name in ("errors", "files", "metrics", "bundle", "images", "records")),
+        *(
+            ROOT / f"edge_ilseg/{name}.py"
+            for name in ("progress", "scenario", "cli/verify", "cli/__init__", "cli/progress_bar")
+        ),
         *(ROOT / "devices").glob("*.py"),
         *(ROOT / "edge_ilseg/data").glob("*.py"),
     )
@@ -81,6 +85,41 @@ def test_a_bundle_is_verified_where_torch_and_onnx_are_not_installed(runtime: st
     report = json.loads(done.stdout)
     assert report["model"]["runtime"] == runtime
     assert report["scores"]["miou_old"] < report["scores"]["parent_miou_old"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from edge_ilseg.bundle import ClassEntry, StepEntry
+    from edge_ilseg.export.package import CalibrationImages, ExportRequest, export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "int8"
+    images = dict(zip("abc", random_images(3), strict=True))
+    export_bundle(
+        small_model(),
+        out,
+        request=ExportRequest(precisions=("int8",), golden_count=2),
+        step=StepEntry(1, "01-boat", "b" * 64, "a" * 64, "finetune", "e" * 64, encoder_frozen=False),
+        classes=tuple(ClassEntry(name, int(name == "boat"), (0, 0, 0)) for name in COLORS),
+        background="background",
+        calibration=CalibrationImages(tuple(images), "22", images.__getitem__),
+    )
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_exported_int8_bundle_is_verified_where_torch_and_onnx_are_not_installed(
+    runtime: str, int8_bundle: Path, tmp_path: Path
+) -> None:
+    images = write_color_folder(tmp_path / "colors")
+    arguments = [int8_bundle, "--data", f"folder:{images}", "--runtime", runtime, "--latency-runs", "2", "--json"]
+    program = BLOCK + "from edge_ilseg.cli import run\nsys.exit(run(sys.argv[1:]))"
+    done = run_python(program, "verify", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert (report["model"]["runtime"], report["model"]["precision"]) == (runtime, "int8")
+    assert {check["name"]: check["verdict"] for check in report["checks"]}["golden outputs"] == "passed"
+    assert report["scores"]["images_counted"] == 3
 
 
 def test_every_module_of_the_device_half_is_imported_without_torch_and_without_a_runtime() -> None:

@@ -208,6 +208,36 @@ def test_an_exchange_in_two_steps_that_fails_between_them_puts_the_old_folder_ba
     assert names_in(tmp_path / "step") == ["old"]
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+def test_only_a_folder_is_replaced(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "step"
+    if kind == "file":
+        path.write_bytes(b"1")
+    else:
+        if kind == "link":
+            (tmp_path / "target").mkdir()
+        path.symlink_to(tmp_path / "target")
+    before = names_in(tmp_path)
+    with (
+        pytest.raises(EdgeIlsegError, match="only a folder can be replaced") as raised,
+        new_folder(path, replace=True),
+    ):
+        pytest.fail("the block must not run")
+    assert (raised.value.where, raised.value.found) == (path, "a file" if kind == "file" else "a link")
+    assert names_in(tmp_path) == before
+    assert path.read_bytes() == b"1" if kind == "file" else path.is_symlink()
+
+
+def test_a_file_that_came_while_the_folder_was_made_is_kept(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EdgeIlsegError, match="only a folder can be replaced"),
+        new_folder(tmp_path / "step", replace=True),
+    ):
+        (tmp_path / "step").write_bytes(b"1")
+    assert names_in(tmp_path) == ["step"]
+    assert (tmp_path / "step").read_bytes() == b"1"
+
+
 @pytest.mark.usefixtures("broken_fsync")
 def test_a_full_disk_at_the_end_of_a_block_leaves_the_old_folder(tmp_path: Path) -> None:
     old_step(tmp_path)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge_ilseg.data.folder import Folder
+from edge_ilseg.data.step_view import count_pixels
 from edge_ilseg.errors import DataError
 from edge_ilseg.images import write_mask_png
 
@@ -263,33 +264,47 @@ def test_an_image_listed_twice_is_refused_with_both_lines(tmp_path: Path) -> Non
         Folder(tmp_path)
 
 
-def test_a_missing_mask_is_named_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_missing_mask_is_named_when_it_is_read_and_not_before(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write_lists(tmp_path, train="a\nb\n")
     (tmp_path / "masks" / "b.png").unlink()
-    with pytest.raises(DataError, match=r"(?s)1 of the 2 images of split 'train' have no mask file.*masks/b\."):
-        Folder(tmp_path).ids("train")
+    dataset = Folder(tmp_path)
+    assert dataset.ids("train") == ("a", "b")
+    assert dataset.read_labels("a").tolist() == LABELS_HW.tolist()
     with pytest.raises(DataError, match=r"(?s)mask of an image is missing.*masks/b\.png"):
-        Folder(tmp_path).read_labels("b")
+        dataset.read_labels("b")
 
 
-def test_a_missing_image_is_named_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_missing_image_is_named_when_it_or_its_mask_is_read(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write_lists(tmp_path, train="a\nb\n")
     (tmp_path / "images" / "b.png").unlink()
-    with pytest.raises(DataError, match=r"(?s)have no image file.*images/b\."):
-        Folder(tmp_path).ids("train")
+    dataset = Folder(tmp_path)
+    assert dataset.ids("train") == ("a", "b")
     with pytest.raises(DataError, match=r"(?s)missing.*images/b\.png"):
-        Folder(tmp_path).read_image("b")
+        dataset.read_image("b")
+    with pytest.raises(DataError, match=r"(?s)missing.*images/b\.png"):
+        dataset.read_labels("b")
 
 
-def test_a_mask_without_its_image_is_found_without_lists_too(tmp_path: Path) -> None:
+def test_counting_labels_stops_at_the_first_missing_file(tmp_path: Path) -> None:
+    make_folder(tmp_path, ids=("a", "b", "c"))
+    (tmp_path / "masks" / "b.png").unlink()
+    dataset = Folder(tmp_path)
+    with pytest.raises(DataError, match=r"(?s)mask of an image is missing.*masks/b\.png"):
+        count_pixels(dataset, ("a", "b", "c"))
+
+
+def test_an_image_without_mask_and_a_mask_without_image_are_found_without_lists_too(tmp_path: Path) -> None:
     make_folder(tmp_path, ids=tuple("abcdefgh"))
-    for image_id in "abcdefgh":
-        (tmp_path / "images" / f"{image_id}.png").unlink()
-    (tmp_path / "images" / "z.txt").touch()
-    with pytest.raises(DataError, match="have no image file"):
-        Folder(tmp_path).ids("train")
+    (tmp_path / "images" / "c.png").unlink()
+    (tmp_path / "masks" / "d.png").unlink()
+    dataset = Folder(tmp_path)
+    assert set(dataset.ids("train+val")) == set("abcdefgh")
+    with pytest.raises(DataError, match=r"(?s)missing.*images/c\.png"):
+        dataset.read_labels("c")
+    with pytest.raises(DataError, match=r"(?s)missing.*masks/d\.png"):
+        dataset.read_labels("d")
 
 
 def test_two_images_with_one_id_are_refused(tmp_path: Path) -> None:

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.models.freezing import CutPoint, encoder_sha256, frozen_modules, parse_freeze
-from edge_ilseg.models.segmentation import SegmentationModel, build_model
+from edge_ilseg.models.freezing import (
+    ENCODER_STAGES,
+    CutPoint,
+    encoder_sha256,
+    frozen_modules,
+    is_encoder_frozen,
+    parse_freeze,
+)
+from edge_ilseg.models.segmentation import BACKBONES, SegmentationModel, build_model
 from edge_ilseg.models.spec import Head, ModelSpec
 
 
@@ -154,6 +161,35 @@ def test_the_encoder_hash_sees_every_tensor(name: str) -> None:
     tensor = net.encoder.state_dict()[name].view(-1)
     tensor[0] += 1
     assert encoder_sha256(net) != before
+
+
+def test_the_stages_that_are_listed_are_those_that_are_built() -> None:
+    with torch.device("meta"):
+        built = {name: len(build(16).stages) for name, build in BACKBONES.items()}
+    assert built == ENCODER_STAGES
+
+
+@pytest.mark.parametrize("freeze", ["none", "stem", *(f"stages:{n}" for n in (1, 2, 3)), "encoder", "all_but_head"])
+def test_an_encoder_counts_as_frozen_when_nothing_of_it_is_left_to_train(freeze: str) -> None:
+    net = model()
+    net.set_frozen(freeze)
+    left = [parameter for parameter in net.encoder.parameters() if parameter.requires_grad]
+    assert is_encoder_frozen(freeze, "tiny") == (not left)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_freezing_every_stage_freezes_the_encoder_and_one_less_does_not(backbone: str) -> None:
+    count = ENCODER_STAGES[backbone]
+    assert is_encoder_frozen(f"stages:{count}", backbone)
+    assert not is_encoder_frozen(f"stages:{count - 1}", backbone)
+    with torch.device("meta"):
+        encoder = BACKBONES[backbone](16)  # type: ignore[index]
+    assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"stem", "stages"}
+
+
+def test_an_unknown_cut_point_freezes_nothing_but_raises() -> None:
+    with pytest.raises(ConfigError, match="unknown cut point"):
+        is_encoder_frozen("encodr", "tiny")
 
 
 def test_cut_points_are_checked_without_torch() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_ilseg.data import DATASETS, open_dataset
+from edge_ilseg.config import DataConfig
+from edge_ilseg.data import DATASETS, open_data, open_dataset, parse_option
 from edge_ilseg.data.shapes import Shapes
 from edge_ilseg.errors import ConfigError, DataError
 
@@ -57,3 +58,41 @@ def test_a_data_set_on_disk_needs_a_root_that_is_there(kind: str, tmp_path: Path
 def test_a_generated_data_set_refuses_a_root(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reads no folder"):
         open_dataset("shapes", tmp_path)
+
+
+def test_a_configuration_opens_its_data_set() -> None:
+    dataset = open_data(DataConfig("shapes", options={"train": 4, "val": 0, "test": 0}))
+    assert dataset.info.splits == ("train",)
+    with pytest.raises(ConfigError, match="needs a folder"):
+        open_data(DataConfig("voc"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "value"),
+    [
+        ("shapes", "seed", "-3", -3),
+        ("voc", "augmented", "false", False),
+        ("voc", "augmented", "true", True),
+        ("msrc", "void_classes", "horse, mountain", ["horse", "mountain"]),
+        ("msrc", "void_classes", "boat", ["boat"]),
+        ("msrc", "void_classes", "", []),
+    ],
+)
+def test_the_text_of_an_option_becomes_a_value_of_its_type(kind: str, name: str, text: str, value: object) -> None:
+    parsed = parse_option(kind, name, text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "message"),
+    [
+        ("shapes", "seed", "three", r"(?s)'seed' of the data set 'shapes'.*'three'"),
+        ("voc", "augmented", "maybe", "'augmented' of the data set 'voc'"),
+        ("voc", "augmentd", "true", "did you mean 'augmented'"),
+        ("vok", "augmented", "true", "did you mean 'voc'"),
+    ],
+)
+def test_the_text_of_an_option_that_cannot_be_read_is_refused(kind: str, name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_option(kind, name, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -215,6 +216,61 @@ def test_a_bundle_that_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path: Pa
     other = msgspec.structs.replace(STEP, name="01-other")
     assert export(tmp_path / "out", request, step=other, replace=True).step.name == "01-other"
     check_files(tmp_path / "out", read_manifest(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def workspace(path: Path) -> None:
+    (path / "steps/00-base").mkdir(parents=True)
+    (path / "edge-ilseg.toml").write_text("format_version = 1")
+    (path / "steps/00-base/step.json").write_text('{"format": "edge-ilseg-step"}')
+
+
+def photographs(path: Path) -> None:
+    path.mkdir()
+    (path / "a.jpg").write_bytes(b"a")
+    (path / "manifest.json").write_text('{"format": "a web application"}')
+
+
+def link_to_a_bundle(path: Path) -> None:
+    target = path.with_name("bundle")
+    target.mkdir()
+    (target / "manifest.json").write_text('{"format": "edge-ilseg-bundle"}')
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        workspace,
+        photographs,
+        link_to_a_bundle,
+        lambda path: path.write_bytes(b"my thesis"),
+        lambda path: path.symlink_to("nowhere"),
+    ],
+)
+def test_nothing_but_a_bundle_is_replaced(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    before = {path: path.read_bytes() if path.is_file() else None for path in tmp_path.rglob("*")}
+    with pytest.raises(ExportError, match="only a bundle is replaced") as caught:
+        export(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("fp32",)), replace=True)
+    assert caught.value.where == tmp_path / "out"
+    assert {path: path.read_bytes() if path.is_file() else None for path in tmp_path.rglob("*")} == before
+    with pytest.raises(ExportError, match="there already"):
+        export(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("fp32",)))
+
+
+@pytest.mark.parametrize("damage", ["no file at all", "a file gone", "a byte of the manifest"])
+def test_an_empty_folder_and_a_damaged_bundle_are_replaced(damage: str, tmp_path: Path) -> None:
+    request = ExportRequest(targets=("onnx",), precisions=("fp32",), golden_count=1)
+    out = tmp_path / "out"
+    if damage == "no file at all":
+        out.mkdir()
+    else:
+        export(out, request)
+        path = out / ("models/onnx/model.fp32.onnx" if damage == "a file gone" else "manifest.json")
+        path.unlink() if damage == "a file gone" else path.write_bytes(path.read_bytes()[:-2] + b"\xff\n")
+    export(out, request, replace=True)
+    check_files(out, read_manifest(out))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

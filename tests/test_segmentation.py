@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from edge_ilseg.errors import ConfigError
 from edge_ilseg.models.freezing import encoder_sha256
 from edge_ilseg.models.head import GrowInit
+from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import BACKBONES, HEADS, SegmentationModel, build_model
 from edge_ilseg.models.spec import Backbone, Head, ModelSpec, aspp_rates
 
@@ -42,18 +43,6 @@ def model(
         input_width_px=64,
     )
     return build_model(spec, counts)
-
-
-class Logits(nn.Module):
-    """The part of a model that is exported."""
-
-    def __init__(self, net: SegmentationModel) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        logits_NCHW: Tensor = self.net(images_NCHW).logits_NCHW
-        return logits_NCHW
 
 
 @every_pair
@@ -153,28 +142,28 @@ def test_a_frozen_encoder_is_bit_identical_after_training(backbone: Backbone, he
         for backbone, head in itertools.product(BACKBONES, HEADS)
     ],
 )
-# Warnings that torch.onnx raises about torch itself.
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-def test_onnxruntime_computes_the_same_logits(backbone: Backbone, head: Head, tmp_path: Path) -> None:
+def test_onnxruntime_computes_the_same_logits_of_the_exported_graph(
+    backbone: Backbone, head: Head, tmp_path: Path
+) -> None:
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
         pytest.skip(f"not installed: {', '.join(missing)} (they come with the extra export)")
     import onnxruntime
 
+    from edge_ilseg.export.float_onnx import write_float_onnx
+
     net = model(backbone, head, output_stride=16).train()
     with torch.no_grad():
         net(torch.randn(4, 3, 48, 64))
-    images_NCHW = torch.randn(1, 3, 48, 64)
+    image_NHWC = torch.randint(0, 256, (1, 48, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
-        expected_NCHW = net.eval()(images_NCHW).logits_NCHW.numpy()
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(
-        Logits(net).eval(), (images_NCHW,), path, dynamo=True, external_data=False, opset_version=18, verbose=False
-    )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits_NCHW,) = session.run(None, {session.get_inputs()[0].name: images_NCHW.numpy()})
+        expected_NCHW = net.eval()(normalize(image_NHWC, net.spec)).logits_NCHW.numpy()
+    write_float_onnx(net, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    logits_NCHW, mask_NHW = session.run(["logits", "mask"], {"image": image_NHWC.numpy()})
     scale = max(1.0, float(np.abs(expected_NCHW).max()))
     assert logits_NCHW.shape == expected_NCHW.shape
     np.testing.assert_allclose(logits_NCHW / scale, expected_NCHW / scale, atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(mask_NHW, logits_NCHW.argmax(axis=1))
 
 
 @pytest.mark.parametrize("head", HEADS)

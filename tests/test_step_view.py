@@ -65,14 +65,14 @@ def test_labels_of_another_size_than_the_image_are_refused() -> None:
 
 
 def test_pixels_are_counted_for_each_image_and_class_and_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, float]] = []
     ids = SHAPES.ids("train")
-    pixels_NK = count_pixels(SHAPES, ids, lambda done, total: told.append((done, total)))
+    pixels_NK = count_pixels(SHAPES, ids, lambda text, share: told.append((text, share)))
     assert (pixels_NK.shape, pixels_NK.dtype) == ((12, 9), np.int64)
     for row, image_id in zip(pixels_NK, ids, strict=True):
         labels_HW = SHAPES.read_labels(image_id)
         assert row.tolist() == [int((labels_HW == label).sum()) for label in range(9)]
-    assert told == [(done, 12) for done in range(1, 13)]
+    assert told == [("counting labels", done / 12) for done in range(1, 13)]
 
 
 def test_presence_leaves_the_background_out_and_pixels_are_summed_by_name() -> None:

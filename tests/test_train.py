@@ -15,11 +15,12 @@ from edge_ilseg.data.step_view import StepView
 from edge_ilseg.errors import TrainingError
 from edge_ilseg.methods import METHODS, Method, resolve_method
 from edge_ilseg.models.freezing import encoder_sha256
+from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel, build_model
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import no_progress
 from edge_ilseg.scenario import label_lookup
-from edge_ilseg.train import make_optimizer, normalize, scheduled_rate, train
+from edge_ilseg.train import make_optimizer, scheduled_rate, train
 
 SPEC = ModelSpec(backbone="tiny", decoder_channels=16, input_height_px=32, input_width_px=32)
 SETTINGS = TrainConfig(iterations=4, batch_size=2, learning_rate=0.05, batch_norm="eval")

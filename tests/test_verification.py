@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,7 +35,7 @@ from edge_ilseg.devices.verify_report import (
     encode_report,
     parse_report,
 )
-from edge_ilseg.errors import ConfigError, MissingPackageError
+from edge_ilseg.errors import ConfigError, MissingPackageError, ReportError
 from edge_ilseg.metrics import retention_confusion, score
 
 BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -324,12 +326,29 @@ def test_every_limit_can_be_broken(limits: Limits, name: str, family: tuple[Path
     assert report.exit_code == 1
 
 
-@pytest.mark.parametrize("limits", [Limits(min_new_miou_pct=1.0), Limits(max_class_drop_pct=1.0)])
+@pytest.mark.parametrize(
+    "limits", [Limits(min_new_miou_pct=1.0), Limits(max_class_drop_pct=1.0), Limits(max_old_miou_drop_pct=2.0)]
+)
 def test_a_limit_that_cannot_be_measured_is_refused_before_anything_runs(
     limits: Limits, family: tuple[Path, Path]
 ) -> None:
     with pytest.raises(ConfigError, match="needs labelled images"):
         verify_bundle(family[0], against=family[1], limits=limits, **FAST)
+
+
+@pytest.mark.parametrize("limits", [Limits(max_class_drop_pct=1.0), Limits(max_old_miou_drop_pct=2.0)])
+def test_a_limit_on_a_drop_is_refused_without_a_parent(limits: Limits, family: tuple[Path, Path], images: Path) -> None:
+    with pytest.raises(ConfigError, match="labelled images and a parent"):
+        verify_bundle(family[0], dataset=Folder(images), limits=limits, **FAST)
+
+
+def test_the_drop_of_the_old_miou_has_a_limit_without_asking(forgetful: tuple[Path, Path], images: Path) -> None:
+    report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
+    assert report.limits.max_old_miou_drop_pct is None
+    assert report.check("old mIoU drop").limit == 2.0
+    limits = Limits(max_old_miou_drop_pct=0.0)
+    report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], limits=limits, **FAST)
+    assert report.check("old mIoU drop").limit == 0.0
 
 
 def test_bad_images_are_named_and_counted_and_the_others_judged(family: tuple[Path, Path], tmp_path: Path) -> None:
@@ -378,6 +397,11 @@ def test_images_without_an_old_class_cannot_prove_retention(forgetful: tuple[Pat
     report = verify_bundle(child, dataset=Folder(root), against=parent, **FAST)
     assert report.exit_code == 3
     assert "retention cannot be judged" in report.check("old mIoU drop").detail
+    assert report.check("old class drop").verdict == "not checked"
+    limits = Limits(max_class_drop_pct=50.0)
+    report = verify_bundle(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
+    check = report.check("old class drop")
+    assert (check.verdict, check.exit_code, check.value, check.limit) == ("failed", 3, None, 50.0)
 
 
 def test_an_old_class_that_no_image_shows_is_left_out_and_named(forgetful: tuple[Path, Path], tmp_path: Path) -> None:
@@ -387,9 +411,12 @@ def test_an_old_class_that_no_image_shows_is_left_out_and_named(forgetful: tuple
         mask_HW = np.array(Image.open(path))
         mask_HW[mask_HW == list(GROWN).index("grass")] = 255
         Image.fromarray(mask_HW).save(path)
-    report = verify_bundle(child, dataset=Folder(root), against=parent, **FAST)
+    limits = Limits(max_class_drop_pct=5.0)
+    report = verify_bundle(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
     assert report.exit_code == 0
     assert "not in these images: grass" in report.check("old mIoU drop").detail
+    assert report.check("old class drop").verdict == "passed"
+    assert "not in these images: grass" in report.check("old class drop").detail
 
 
 def test_a_class_that_the_data_set_does_not_know_is_told_and_not_taken_for_retained(
@@ -568,6 +595,27 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is(family: tuple[Path, Pat
 def test_a_report_survives_its_json(forgetful: tuple[Path, Path], images: Path) -> None:
     report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
     assert parse_report(encode_report(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["checks"].pop(5), "does not list every check"),
+        (lambda content: content["checks"].reverse(), "does not list every check"),
+        (lambda content: content.update(exit_code=0), "is not that of its checks"),
+        (lambda content: content.update(format_version=2), "a format that this version does not read"),
+        (lambda content: content.update(opinion="fine"), "damaged"),
+        (lambda content: content["checks"][0].update(verdict="maybe"), "damaged"),
+    ],
+)
+def test_a_report_that_breaks_its_rules_is_refused(
+    change: Callable[[dict[str, Any]], object], message: str, forgetful: tuple[Path, Path], images: Path
+) -> None:
+    report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
+    content = json.loads(encode_report(report))
+    change(content)
+    with pytest.raises(ReportError, match=message):
+        parse_report(json.dumps(content).encode())
 
 
 # The command

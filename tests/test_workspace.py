@@ -57,6 +57,8 @@ def test_a_wrong_name_gets_the_nearest_one(workspace: Workspace) -> None:
     add_step(workspace, "00-base")
     with pytest.raises(WorkspaceError, match="did you mean '00-base'"):
         workspace.read_step("00-bse")
+    with pytest.raises(WorkspaceError, match="no such step"):
+        workspace.read_step("²")
 
 
 def test_two_latest_steps_must_be_told_apart(workspace: Workspace) -> None:
@@ -93,3 +95,21 @@ def test_half_written_folders_are_not_steps(workspace: Workspace) -> None:
     add_step(workspace, "00-base")
     (workspace.steps_folder / ".01-boat.abc.part").mkdir()
     assert workspace.step_names() == ("00-base",)
+
+
+def test_a_renamed_step_is_refused(workspace: Workspace) -> None:
+    add_step(workspace, "00-base")
+    workspace.step_folder("00-base").rename(workspace.step_folder("00-other"))
+    with pytest.raises(WorkspaceError, match=r"folder was renamed(.|\n)*00-base"):
+        workspace.read_step("00-other")
+
+
+def test_stray_folders_are_not_steps_and_numbers_are_numbers(workspace: Workspace) -> None:
+    base = add_step(workspace, "00-base")
+    (workspace.steps_folder / "notes").mkdir()
+    for name in ("99-a", "100-b"):
+        torch.manual_seed(0)
+        record = make_record(name=name, index=1, parent_id=base.id, parent_name=base.name)
+        write_step(workspace.step_folder(name), record, build_model(SPEC, (2, 1)))
+    assert workspace.step_names() == ("00-base", "99-a", "100-b")
+    assert workspace.latest_step().name == "100-b"

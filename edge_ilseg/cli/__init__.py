@@ -81,9 +81,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (rule 3)."""
     try:
         result = group.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
-    except click.UsageError as error:
-        error.show()
-        return EXIT_ARTEFACT
     except click.ClickException as error:
         error.show()
         return EXIT_ARTEFACT

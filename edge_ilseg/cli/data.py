@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import json_option, names, parse_data_text
+from edge_ilseg.cli.options import data_option_option, json_option, names, parse_data_options, parse_data_text
+from edge_ilseg.errors import ConfigError, WorkspaceError
+from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 
 if TYPE_CHECKING:
     from edge_ilseg.config import DataConfig
     from edge_ilseg.data.census import ClassCount, Inspection
-    from edge_ilseg.data.dataset import Dataset
+    from edge_ilseg.data.dataset import Dataset, DatasetInfo
     from edge_ilseg.progress import ProgressCallback
+    from edge_ilseg.workspace import Workspace
+
+Plan = tuple[tuple[str, ...], ...]
+"""Class names of each step."""
 
 
 @click.group()
@@ -28,18 +34,20 @@ def data() -> None:
 @click.option("--scenario", metavar="N+M", help="Such as 16+5, 15+1x5, 10+5+5, in the class order given.")
 @click.option(
     "--class-order",
-    type=click.Choice(["listed", "alphabetical", "frequency", "random"]),
+    type=click.Choice(CLASS_ORDERS),
     default="listed",
     show_default=True,
     help="For --scenario; frequency counts labelled pixels of the training split.",
 )
 @click.option(
     "--setup",
-    type=click.Choice(["sequential", "disjoint", "overlapped", "partitioned"]),
+    type=click.Choice(SETUPS),
     help="Default: the workspace's, or sequential.",
 )
 @click.option("--train-split", help="Default: the workspace's, or train.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of a random order, and of partitioned.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the class order random.")
+@click.option("--partition-seed", type=int, help="Of the setup partitioned. Default: the workspace's, or 0.")
+@data_option_option
 @json_option
 def inspect(
     source: str,
@@ -49,12 +57,15 @@ def inspect(
     setup: str | None,
     train_split: str | None,
     seed: int,
+    partition_seed: int | None,
+    data_option_items: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Images and pixels of each class in each split, and what each step would see.
 
-    Every mask is read, so a damaged or wrong one is found here. For a WORKSPACE the plan is its base classes, and the
-    data set's other classes in one step after them.
+    Every mask is read, so a missing, damaged or wrong one is found here. A background belongs to step 0 of every plan.
+    For a WORKSPACE the plan is its base classes, the classes of each step up to the latest, and the data set's other
+    classes in one step after them.
 
     \b
     edge-ilseg data inspect work
@@ -65,33 +76,46 @@ def inspect(
 
     from edge_ilseg.cli.progress_bar import progress_bar
     from edge_ilseg.config import override
-    from edge_ilseg.planning import open_data
+    from edge_ilseg.data import open_data
     from edge_ilseg.workspace import open_workspace
 
     if plan_text and scenario:
         raise click.UsageError("give either --plan or --scenario")
     opened = None if ":" in source or not Path(source).is_dir() else open_workspace(Path(source))
-    config: DataConfig = override(
-        opened.config.data if opened else parse_data_text(source), setup=setup, train_split=train_split
-    )
+    config = opened.config.data if opened else parse_data_text(source)
+    options = {**config.options, **parse_data_options(config.kind, data_option_items, "--data-option")}
+    config = override(config, setup=setup, train_split=train_split, partition_seed=partition_seed, options=options)
     dataset = open_data(config)
     with progress_bar("inspect") as progress:
         if plan_text:
-            plan = tuple(names(step) for step in plan_text.split("/"))
+            plan = _typed_plan(plan_text, dataset.info)
         elif scenario:
             plan = _scenario_plan(dataset, config, scenario, class_order, seed, progress)
         else:
-            plan = _workspace_plan(dataset, opened.config.classes.base) if opened else ()
-        inspection = _inspect(dataset, config, plan, seed, progress)
+            plan = _workspace_plan(dataset.info, opened) if opened else ()
+        inspection = _inspect(dataset, config, plan, progress)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(inspection), indent=1).decode())
     else:
         _print(inspection, source)
 
 
+def _typed_plan(text: str, info: DatasetInfo) -> Plan:
+    """`"road,car/boat"` to the classes of each step, found as training finds them."""
+    from edge_ilseg.classes import resolve_classes
+    from edge_ilseg.planning import base_classes
+
+    first, *rest = (names(step) for step in text.split("/"))
+    if not all((first, *rest)):
+        raise ConfigError(
+            "a step of the plan has no class", where="--plan", found=repr(text), expected="such as road,car/boat"
+        )
+    return (base_classes(first, info), *(resolve_classes(step, info.classes, info.aliases) for step in rest))
+
+
 def _scenario_plan(
     dataset: Dataset, config: DataConfig, scenario: str, class_order: str, seed: int, progress: ProgressCallback
-) -> tuple[tuple[str, ...], ...]:
+) -> Plan:
     from edge_ilseg.data.step_view import class_pixels, count_pixels
     from edge_ilseg.scenario import order_classes, parse_scenario
 
@@ -99,20 +123,40 @@ def _scenario_plan(
     ids = dataset.ids(config.train_split)
     pixels: Mapping[str, int] = {}
     if class_order == "frequency":
-        counts_NK = count_pixels(dataset, ids, lambda done, of: progress("counting labels", done / of))
+        counts_NK = count_pixels(dataset, ids, progress)
         pixels = class_pixels(info, counts_NK)
     ordered = order_classes(class_order, pixels, info.classes, info.background, seed)  # type: ignore[arg-type]
     return parse_scenario(scenario, ordered, info.background)
 
 
-def _workspace_plan(dataset: Dataset, base: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    rest = tuple(name for name in dataset.info.classes if name not in base)
-    return (base, rest) if rest else (base,)
+def _workspace_plan(info: DatasetInfo, workspace: Workspace) -> Plan:
+    """The base classes, those of each step up to the latest, and the data set's other classes as one last step.
+
+    Of several latest steps it is the first by name; damaged ones are left to `edge-ilseg steps`. Classes that a step
+    learned from another data set are left out.
+    """
+    from edge_ilseg.planning import base_classes
+
+    records = []
+    for name in workspace.step_names():
+        try:
+            records.append(workspace.read_step(name))
+        except WorkspaceError:
+            continue
+    if not records:
+        plan: Plan = (base_classes(workspace.config.classes.base, info),)
+    else:
+        latest = min(records, key=lambda record: (-record.index, record.name))
+        plan = tuple(
+            tuple(item.name for item in latest.classes if item.step == index and item.name in info.classes)
+            for index in range(latest.index + 1)
+        )
+    planned = {name for step in plan for name in step}
+    rest = tuple(name for name in info.classes if name not in planned)
+    return (*plan, rest) if rest else plan
 
 
-def _inspect(
-    dataset: Dataset, config: DataConfig, plan: tuple[tuple[str, ...], ...], seed: int, progress: ProgressCallback
-) -> Inspection:
+def _inspect(dataset: Dataset, config: DataConfig, plan: Plan, progress: ProgressCallback) -> Inspection:
     from edge_ilseg.data.census import inspect_dataset
 
     return inspect_dataset(
@@ -120,8 +164,8 @@ def _inspect(
         plan=plan,
         setup=config.setup,
         train_split=config.train_split,
-        seed=seed,
-        progress=lambda done, of: progress("reading masks", done / of),
+        seed=config.partition_seed,
+        progress=progress,
     )
 
 

@@ -24,7 +24,7 @@ def demo(folder: Path, replace: bool, base_iterations: int | None, step_iteratio
     from rich.table import Table
 
     from edge_ilseg.cli.progress_bar import progress_bar
-    from edge_ilseg.cli.tables import percent, print_table
+    from edge_ilseg.cli.tables import as_before, percent, print_table
     from edge_ilseg.demo import METHODS, NEW_CLASS, STEP, TRAIN, run_demo
 
     with progress_bar("demo") as progress:
@@ -45,10 +45,10 @@ def demo(folder: Path, replace: bool, base_iterations: int | None, step_iteratio
     for column in ("model", "runs in", "old", "new", "all", "verify"):
         table.add_column(column, justify="right" if column in ("old", "new", "all") else "left")
     for row in result.rows:
-        scores = row.metrics
         before = row.model == "before"
-        label = row.model if before else f"{row.model} ({METHODS[row.model]})"
-        old, new = (scores.miou_all, None) if before else (scores.miou_old, scores.miou_new)
-        table.add_row(label, row.precision, percent(old), percent(new), percent(scores.miou_all), row.verdict or "")
+        scores = as_before(row.metrics) if before else row.metrics
+        label = row.model if before else f"{row.model} ({METHODS[row.model].method})"
+        values = (scores.miou_old, scores.miou_new, scores.miou_all)
+        table.add_row(label, row.precision, *(percent(value) for value in values), row.verdict or "")
     print_table(table)
     click.echo(f"bundle: {result.bundle}")

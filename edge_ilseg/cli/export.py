@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 )
 @click.option("--min-fp16-agreement", type=float, help="Least share of pixels on which fp16 agrees with torch: 0.995.")
 @click.option("--min-int8-agreement", type=float, help="The same for int8; not checked if left out.")
-@click.option("--data", "data_text", metavar="KIND:ROOT", help="Where the step's images are, if they moved.")
+@click.option("--data", "data_text", metavar="KIND:ROOT", help="The images that the step learned from, if elsewhere.")
+@click.option("--eval-data", "eval_data_text", metavar="KIND:ROOT", help="Other images to score the models on.")
 @click.option("--split", help="Split to score the models on; the workspace's eval_split if left out.")
 @click.option("--replace", is_flag=True, help="Put the new bundle in the place of one that is there.")
 @json_option
@@ -60,6 +61,7 @@ def export(
     min_fp16_agreement: float | None,
     min_int8_agreement: float | None,
     data_text: str | None,
+    eval_data_text: str | None,
     split: str | None,
     replace: bool,
     as_json: bool,
@@ -102,7 +104,8 @@ def export(
             request,
             out,
             calibration_count=calibration_images,
-            data=data_config(opened.config.data, data_text, None, split),
+            data=data_config(opened.config.data, data_text, None, None),
+            evaluation_data=data_config(opened.config.data, eval_data_text, None, split),
             replace=replace,
             progress=progress,
         )

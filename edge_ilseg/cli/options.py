@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from edge_ilseg.config import DataConfig, override
+from edge_ilseg.config import DataConfig, DataOptions, override
 from edge_ilseg.errors import ConfigError, did_you_mean
 
 workspace_argument = click.argument(
@@ -17,6 +18,14 @@ workspace_argument = click.argument(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 step_option = click.option(
     "--step", "step_name", metavar="STEP", help="Name or number of a step; the latest if left out."
+)
+
+data_option_option = click.option(
+    "--data-option",
+    "data_option_items",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the data set, such as void_classes=horse,mountain; may be repeated.",
 )
 
 
@@ -33,8 +42,20 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--batch-size", type=int, help="Images in a batch."),
             click.option("--learning-rate", type=float, help="At the start; it decays polynomially."),
             click.option("--seed", type=int, help="Of initial weights, order and augmentation."),
-            click.option("--accelerator", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-            click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode images."),
+            click.option(
+                "--accelerator",
+                type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+                default="auto",
+                show_default=True,
+                help="A GPU where there is one, or by name.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=0),
+                default=0,
+                show_default=True,
+                help="Processes that decode images.",
+            ),
         )
     ):
         command = option(command)
@@ -73,11 +94,56 @@ def parse_data_text(text: str) -> DataConfig:
     return DataConfig(kind=kind, root=str(Path(root).resolve()) if root else None)
 
 
+def parse_data_options(kind: str, items: Sequence[str], where: str) -> DataOptions:
+    """`["void_classes=horse,mountain", "seed=3"]` to the options of a data set, each of its own type.
+
+    Args:
+        kind: of the data set.
+        items: `KEY=VALUE`; a list is written `a,b`, a truth value `true` or `false`.
+        where: the command's option, for errors.
+
+    Raises:
+        ConfigError: unknown kind or option, one given twice, or a value that is not of the option's type.
+    """
+    from edge_ilseg.data import parse_option
+
+    texts: dict[str, str] = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator or key in texts:
+            raise ConfigError(
+                "the option is given twice" if separator else "the option cannot be read",
+                where=where,
+                found=repr(item),
+                expected="KEY=VALUE, each key once",
+            )
+        texts[key] = text
+    return {key: parse_option(kind, key, text) for key, text in texts.items()}
+
+
 def data_config(
-    default: DataConfig, data_text: str | None, train_split: str | None, eval_split: str | None
+    default: DataConfig,
+    data_text: str | None,
+    train_split: str | None,
+    eval_split: str | None,
+    data_option_items: Sequence[str] = (),
 ) -> DataConfig:
-    """The workspace's data configuration with what the options change."""
+    """The workspace's data configuration with what the options change.
+
+    Another folder of the same kind keeps the workspace's splits and options. Another kind of data set has its own; the
+    setup, which belongs to the plan and not to the images, is kept.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
     if data_text is not None:
-        default = override(parse_data_text(data_text), setup=default.setup)
-    changed: DataConfig = override(default, train_split=train_split, eval_split=eval_split)
+        other = parse_data_text(data_text)
+        if other.kind == default.kind:
+            default = msgspec.structs.replace(default, root=other.root)
+        else:
+            default = msgspec.structs.replace(other, setup=default.setup, partition_seed=default.partition_seed)
+    options = parse_data_options(default.kind, data_option_items, "--data-option")
+    changed: DataConfig = override(
+        default, train_split=train_split, eval_split=eval_split, options={**default.options, **options}
+    )
     return changed

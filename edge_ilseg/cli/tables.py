@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -48,6 +49,13 @@ def summary_rows(metrics: Metrics) -> tuple[tuple[str, float | None], ...]:
         ("mPA (overall pixel accuracy)", metrics.mpa),
         ("mCA (mean class accuracy)", metrics.mca),
         ("hIoU (harmonic mean of old and new)", metrics.hiou),
+    )
+
+
+def as_before(parent: Metrics) -> Metrics:
+    """A parent's scores in the words of its child: every class that it knows is an old one, and none is new."""
+    return msgspec.structs.replace(
+        parent, miou_old=parent.miou_all, miou_old_without_background=parent.miou_all_without_background, miou_new=None
     )
 
 

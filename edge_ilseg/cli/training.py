@@ -17,6 +17,7 @@ from edge_ilseg.cli.options import (
     workspace_argument,
 )
 from edge_ilseg.errors import ConfigError
+from edge_ilseg.methods import METHODS
 
 if TYPE_CHECKING:
     from edge_ilseg.checkpoint import StepRecord
@@ -68,7 +69,7 @@ def train(
 @click.option("--add-classes", required=True, metavar="A,B,...", help="Classes to add; aliases such as tv are known.")
 @click.option("--from", "parent_name", metavar="STEP", help="The step to go on from; the latest if left out.")
 @click.option("--name", help="Name of the new step, behind its number; its classes if left out.")
-@click.option("--method", help="finetune, freeze, kd-output, kd-feature, freeze+kd-output, kd-output+kd-feature.")
+@click.option("--method", help=f"{', '.join(METHODS)}; the workspace's if left out.")
 @click.option("--freeze", help="none, stem, stages:<n>, encoder or all_but_head, in place of the method's own.")
 @click.option("--loss", "losses", multiple=True, metavar="TERM=WEIGHT", help="A loss weight, such as kd_output=2.")
 @training_options
@@ -111,7 +112,7 @@ def step(
         opened.config.step,
         method=method,
         freeze=freeze,
-        losses=_parse_losses(losses) or None,
+        losses={**opened.config.step.losses, **_parse_losses(losses)},
         iterations=iterations,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -157,7 +158,7 @@ def _run_and_print(workspace: Workspace, plan: StepPlan, accelerator: str, worke
     import msgspec
 
     from edge_ilseg.cli.progress_bar import progress_bar
-    from edge_ilseg.cli.tables import class_table, comparison_table, print_table
+    from edge_ilseg.cli.tables import as_before, class_table, comparison_table, print_table
     from edge_ilseg.pipeline import run_plan
 
     added = [item.name for item in plan.classes if item.step == plan.index and item.name != plan.background]
@@ -174,10 +175,13 @@ def _run_and_print(workspace: Workspace, plan: StepPlan, accelerator: str, worke
         return
     for split, metrics in record.metrics.items():
         print_table(class_table(metrics, record.new_classes if plan.parent else (), f"{record.name} on {split}"))
-        if plan.parent and split in plan.parent.metrics:
-            rows = {f"before ({plan.parent.name})": plan.parent.metrics[split], f"after ({record.name})": metrics}
-            caption = "before: mIoU of its own classes, all of them new to step 0" if plan.parent.index == 0 else None
-            print_table(comparison_table(f"mIoU on {split}", rows, caption=caption))
+        if plan.parent and split in record.parent_metrics:
+            before = as_before(record.parent_metrics[split])
+            rows = {f"before ({plan.parent.name})": before, f"after ({record.name})": metrics}
+            caption = (
+                "per cent, on the same images; before: pixels of the new classes count as background, or not at all"
+            )
+            print_table(comparison_table(f"{split}, {metrics.images} images", rows, caption=caption))
     click.echo(f"written: {workspace.step_folder(record.name)} ({record.training_seconds:.0f} s of training)")
 
 

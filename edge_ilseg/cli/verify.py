@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import json_option
-from edge_ilseg.errors import ConfigError
+from edge_ilseg.cli.options import data_option_option, json_option, parse_data_options, parse_data_text
+from edge_ilseg.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from edge_ilseg.bundle import Precision, Runtime
-    from edge_ilseg.data.dataset import Dataset
 
 POSITIVE = click.IntRange(min=1)
+DEFAULT_SPLITS = ("test", "val")
 
 
 @click.command()
@@ -22,14 +23,19 @@ POSITIVE = click.IntRange(min=1)
 @click.option(
     "--data", "data_text", metavar="KIND:ROOT", help="Labelled images: msrc:DIR, voc:DIR, folder:DIR, shapes:."
 )
-@click.option("--split", metavar="NAME", help="Which of the images; test if left out.")
+@data_option_option
+@click.option(
+    "--split",
+    metavar="NAME",
+    help="Which of the images; if left out the split that the bundle was scored on, else test, val or the only one.",
+)
 @click.option("--limit", "max_images", type=POSITIVE, metavar="N", help="At most N images, evenly spread.")
 @click.option("--against", type=click.Path(path_type=Path), metavar="BUNDLE", help="A bundle of the parent step.")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="The first installed if left out.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="int8 if there, else fp32.")
 @click.option("--threads", type=POSITIVE, metavar="N", help="Threads of the runtime; its own choice if left out.")
 @click.option("--latency-runs", type=POSITIVE, default=30, show_default=True, metavar="N", help="Warm runs to time.")
-@click.option("--max-old-drop", type=float, default=2.0, show_default=True, help="Points of old-class mIoU.")
+@click.option("--max-old-drop", type=float, help="Points of old-class mIoU: 2, given --data and --against.")
 @click.option("--max-class-drop", type=float, help="Points of IoU that a single old class may lose.")
 @click.option("--min-new-iou", type=float, help="Least mean IoU of the new classes, per cent.")
 @click.option("--max-latency-ms", type=float, help="Highest 95th percentile of the latency.")
@@ -44,6 +50,7 @@ def verify(
     ctx: click.Context,
     bundle: Path,
     data_text: str | None,
+    data_option_items: tuple[str, ...],
     split: str | None,
     max_images: int | None,
     against: Path | None,
@@ -77,15 +84,19 @@ def verify(
               2   parity: the golden outputs differ
               3   the bundle, the images, this device or the command line cannot be used
     """
+    import msgspec
     from rich.console import Console
 
     from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.data import open_data
     from edge_ilseg.devices.verdict_table import verdict_table
     from edge_ilseg.devices.verification import verify_bundle
     from edge_ilseg.devices.verify_report import Limits, encode_report
 
-    if data_text is None and (split is not None or max_images is not None):
-        raise ConfigError("--split and --limit choose among images, and none are given", hint="add --data KIND:ROOT")
+    if data_text is None and (split is not None or max_images is not None or data_option_items):
+        raise ConfigError(
+            "--split, --limit and --data-option choose among images, and none are given", hint="add --data KIND:ROOT"
+        )
     limits = Limits(
         min_golden_agreement=min_golden_agreement,
         max_old_miou_drop_pct=max_old_drop,
@@ -95,7 +106,14 @@ def verify(
         max_model_mib=max_model_mib,
         max_bad_images=max_bad_images,
     )
-    dataset = None if data_text is None else _open_data(data_text)
+    dataset = None
+    if data_text is not None:
+        data = parse_data_text(data_text)
+        options = parse_data_options(data.kind, data_option_items, "--data-option")
+        dataset = open_data(msgspec.structs.replace(data, options=options))
+        if split is None:
+            split = default_split(dataset.info.splits, _expected_data(bundle))
+            click.echo(f"split: {split} of {data_text}", err=True)
     with progress_bar("verify") as progress:
         report = verify_bundle(
             bundle,
@@ -118,9 +136,38 @@ def verify(
     ctx.exit(report.exit_code)
 
 
-def _open_data(text: str) -> Dataset:
-    """`"msrc:DIR"` to the data set; a kind that reads no folder has nothing after the colon."""
-    from edge_ilseg.data import open_dataset
+def default_split(splits: Sequence[str], expected_data: str | None) -> str:
+    """The split to judge a bundle on when none is named.
 
-    kind, _, root = text.partition(":")
-    return open_dataset(kind, Path(root) if root else None)
+    Args:
+        splits: those of the data set that have an image.
+        expected_data: `kind:split` that the bundle was scored on when it was made, or None.
+
+    Returns:
+        That split where the data set has it (all parts of `train+val`), else `test`, else `val`, else the only one.
+
+    Raises:
+        ConfigError: there are several others, or none.
+    """
+    scored = expected_data.partition(":")[2] if expected_data else ""
+    if scored and all(part.strip() in splits for part in scored.split("+")):
+        return scored
+    for name in (*DEFAULT_SPLITS, *(splits if len(splits) == 1 else ())):
+        if name in splits:
+            return name
+    raise ConfigError(
+        "it is not clear which images to judge by",
+        found=f"splits {', '.join(splits)}" if splits else "no split with an image",
+        expected=f"a split named {' or '.join(DEFAULT_SPLITS)}, or a single one",
+        hint="say which: --split NAME" if splits else "check the lists of the data set",
+    )
+
+
+def _expected_data(bundle: Path) -> str | None:
+    """What the bundle was scored on; None when its manifest cannot be read, which the report then says."""
+    from edge_ilseg.bundle import read_manifest
+
+    try:
+        return read_manifest(bundle).expected_data
+    except BundleError:
+        return None

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from edge_ilseg.cli.options import json_option, names, workspace_argument
+from edge_ilseg.cli.options import json_option, names, parse_data_options, workspace_argument
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, override
+from edge_ilseg.data import DATASETS
 from edge_ilseg.errors import ConfigError
+from edge_ilseg.models.spec import Backbone
+from edge_ilseg.scenario import SETUPS
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--dataset", "kind", required=True, help="folder, voc, msrc or shapes (generated).")
+@click.option("--dataset", "kind", required=True, help=f"One of {', '.join(DATASETS)} (generated).")
 @click.option("--root", type=click.Path(path_type=Path), help="The data set's folder.")
 @click.option("--base-classes", metavar="A,B,...", help="Classes of step 0, in channel order.")
 @click.option("--later-classes", metavar="A,B,...", help="Step 0 gets every class but these.")
 @click.option(
     "--setup",
-    type=click.Choice(["sequential", "disjoint", "overlapped", "partitioned"]),
+    type=click.Choice(SETUPS),
     default="sequential",
     show_default=True,
     help="Which images a step sees, and which labels in them.",
 )
+@click.option("--partition-seed", type=int, help="What the setup partitioned draws with; 0 if left out.")
 @click.option("--train-split", default="train", show_default=True, help="Split to learn from.")
 @click.option("--eval-split", default="val", show_default=True, help="Split to score on.")
-@click.option("--option", "dataset_options", multiple=True, metavar="KEY=VALUE", help="An option of the data set.")
-@click.option("--backbone", help="efficientnet_lite0 (default), _lite1, _lite2, resnet18, resnet50, resnet101, tiny.")
+@click.option(
+    "--option",
+    "dataset_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the data set, such as void_classes=horse,mountain; may be repeated.",
+)
+@click.option("--backbone", help=f"One of {', '.join(get_args(Backbone))}; the first if left out.")
 @click.option("--head", help="deeplab_v3 (default) or deeplab_v2 (the paper's).")
 @click.option("--output-stride", type=int, help="8 or 16.")
 @click.option("--size", metavar="WxH", help="The model's input in pixels, such as 160x112 (default).")
@@ -39,6 +50,7 @@ def init(
     base_classes: str | None,
     later_classes: str | None,
     setup: str,
+    partition_seed: int | None,
     train_split: str,
     eval_split: str,
     dataset_options: tuple[str, ...],
@@ -56,16 +68,17 @@ def init(
     """
     import msgspec
 
+    from edge_ilseg.data import open_data
     from edge_ilseg.planning import base_classes as resolve_base
-    from edge_ilseg.planning import open_data
     from edge_ilseg.workspace import create_workspace
 
     if (base_classes is None) == (later_classes is None):
         raise click.UsageError("give either --base-classes or --later-classes")
     data = override(
-        DataConfig(kind=kind, options=_parse_options(dataset_options)),
+        DataConfig(kind=kind, options=parse_data_options(kind, dataset_options, "--option")),
         root=str(root.resolve()) if root else None,
         setup=setup,
+        partition_seed=partition_seed,
         train_split=train_split,
         eval_split=eval_split,
     )
@@ -100,16 +113,6 @@ def _parse_size(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise ConfigError("the size cannot be read", where="--size", found=repr(text), expected="such as 160x112")
     return int(width), int(height)
-
-
-def _parse_options(options: tuple[str, ...]) -> dict[str, int | float | str | bool]:
-    values: dict[str, int | float | str | bool] = {}
-    for option in options:
-        key, separator, text = option.partition("=")
-        if not separator:
-            raise ConfigError("the option cannot be read", where="--option", found=repr(option), expected="KEY=VALUE")
-        values[key] = int(text) if text.lstrip("-").isdigit() else text
-    return values
 
 
 @click.command()

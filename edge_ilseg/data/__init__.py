@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,6 +16,9 @@ from edge_ilseg.data.msrc import Msrc
 from edge_ilseg.data.shapes import Shapes
 from edge_ilseg.data.voc import Voc
 from edge_ilseg.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from edge_ilseg.config import DataConfig  # which checks itself with `data.transforms`
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "folder": Folder,
@@ -38,12 +42,7 @@ def open_dataset(kind: str, root: Path | None, options: Mapping[str, object] = _
         ConfigError: unknown kind or option, a value of the wrong type, a root too many or too few.
         DataError: the folder is missing or is no such data set.
     """
-    if kind not in DATASETS:
-        raise ConfigError(
-            f"unknown kind of data set {kind!r}",
-            expected=f"one of {', '.join(DATASETS)}",
-            hint=did_you_mean(kind, DATASETS),
-        )
+    check_kind(kind)
     if (root is None) != (kind in GENERATED):
         raise ConfigError(
             f"the data set {kind!r} " + ("needs a folder" if root is None else "is generated and reads no folder"),
@@ -53,6 +52,42 @@ def open_dataset(kind: str, root: Path | None, options: Mapping[str, object] = _
     if root is not None and not root.is_dir():
         raise DataError("the folder of the data set does not exist", where=root, hint="correct the root")
     return DATASETS[kind](root, **_converted_options(kind, options))
+
+
+def open_data(data: DataConfig) -> Dataset:
+    """The data set that a configuration names.
+
+    Raises:
+        ConfigError: unknown kind or option, a value of the wrong type, a root too many or too few.
+        DataError: the folder is missing or is no such data set.
+    """
+    return open_dataset(data.kind, Path(data.root) if data.root else None, data.options)
+
+
+def check_kind(kind: str) -> None:
+    """Raise `ConfigError` when there is no such kind of data set."""
+    if kind not in DATASETS:
+        raise ConfigError(
+            f"unknown kind of data set {kind!r}",
+            expected=f"one of {', '.join(DATASETS)}",
+            hint=did_you_mean(kind, DATASETS),
+        )
+
+
+def parse_option(kind: str, name: str, text: str) -> int | float | str | bool | list[str]:
+    """The value that the text of an option means: a number, `true` or `false`, a list `a,b`, or the text itself.
+
+    Raises:
+        ConfigError: unknown kind or option, or the text cannot be read as the option's type.
+    """
+    check_kind(kind)
+    types = option_types(kind)
+    _check_option(kind, name, types)
+    value: object = text
+    if typing.get_origin(types[name]) is Sequence:
+        value = [item.strip() for item in text.split(",") if item.strip()]
+    parsed: int | float | str | bool | list[str] = _converted(kind, name, value, types[name], strict=False)
+    return parsed
 
 
 def option_types(kind: str) -> dict[str, object]:
@@ -66,20 +101,25 @@ def option_types(kind: str) -> dict[str, object]:
 def _converted_options(kind: str, options: Mapping[str, object]) -> dict[str, object]:
     types = option_types(kind)
     for name in options:
-        if name not in types:
-            raise ConfigError(
-                f"the data set {kind!r} has no option {name!r}",
-                expected=f"one of {', '.join(types)}" if types else "no option at all",
-                hint=did_you_mean(name, types),
-            )
-    converted: dict[str, object] = {}
-    for name, value in options.items():
-        try:
-            converted[name] = msgspec.convert(value, types[name])
-        except msgspec.ValidationError as error:
-            raise ConfigError(
-                f"the option {name!r} of the data set {kind!r} has a value that cannot be used",
-                found=repr(value),
-                expected=str(error),
-            ) from error
-    return converted
+        _check_option(kind, name, types)
+    return {name: _converted(kind, name, value, types[name], strict=True) for name, value in options.items()}
+
+
+def _check_option(kind: str, name: str, types: Mapping[str, object]) -> None:
+    if name not in types:
+        raise ConfigError(
+            f"the data set {kind!r} has no option {name!r}",
+            expected=f"one of {', '.join(types)}" if types else "no option at all",
+            hint=did_you_mean(name, types),
+        )
+
+
+def _converted(kind: str, name: str, value: object, to: Any, *, strict: bool) -> Any:
+    try:
+        return msgspec.convert(value, to, strict=strict)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"the option {name!r} of the data set {kind!r} has a value that cannot be used",
+            found=repr(value),
+            expected=str(error),
+        ) from error

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
-from edge_ilseg.data.step_view import Progress, count_pixels, presence
+from edge_ilseg.data.step_view import count_pixels, presence
 from edge_ilseg.metrics import VOID
+from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import Setup, label_lookup, later_classes, select_images
 
 
@@ -63,7 +64,7 @@ def inspect_dataset(
     setup: Setup = "sequential",
     train_split: str = "train",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> Inspection:
     """Count images and pixels of each class in each split, and what each step of `plan` would see.
 
@@ -73,7 +74,7 @@ def inspect_dataset(
         splits: those to count; None for all that the data set names.
         plan: classes of each step, as `scenario.parse_scenario` gives them; empty for none.
         setup, train_split, seed: what the steps select from; `"train+val"` joins splits. Not used without a plan.
-        progress: called after each mask.
+        progress: told the share of the masks that is read.
 
     Raises:
         DataError: an unknown or empty split, or a mask that cannot be used.

@@ -6,7 +6,8 @@
    `val.txt`, `test.txt` in the root; sub-folders of the image folder, where no image lies beside them. Else train and
    val are made by a hash of the id (80 : 20), and likewise from a lone `default` list, CVAT's name for "no split".
    `FolderInfo.split_source` says which.
-3. Every image of a split has its mask and the reverse: checked when the split is asked for, before anything is read.
+3. An id of a split whose image or mask is missing is an error when that one is read, not before: on a device one lost
+   file is one bad image. Training and `data inspect` read every mask first, and stop there.
 """
 
 from __future__ import annotations
@@ -64,18 +65,8 @@ class Folder:
         return self._info
 
     def ids(self, split: str) -> tuple[str, ...]:
-        """Image ids of `split`, each with an image and a mask (rule 3)."""
-        ids = select_split(split, self._splits, self._root)
-        for what, paths, folders in (("image", self._images, IMAGE_FOLDERS), ("mask", self._masks, MASK_FOLDERS)):
-            missing = [image_id for image_id in ids if image_id not in paths]
-            if missing:
-                raise DataError(
-                    f"{len(missing)} of the {len(ids)} images of split {split!r} have no {what} file",
-                    where=_first_folder(self._root, folders) / f"{missing[0]}.*",
-                    found=", ".join(missing[:5]) + (" ..." if len(missing) > 5 else ""),
-                    hint=f"add the {what} files, or list the complete images in splits/{split}.txt",
-                )
-        return ids
+        """Image ids of `split`: those of its list, or of its image or mask files; see rule 3."""
+        return select_split(split, self._splits, self._root)
 
     def read_image(self, image_id: str) -> NDArray[np.uint8]:
         """The image, uint8, H x W x 3, RGB."""

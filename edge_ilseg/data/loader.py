@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.data.step_view import StepView
@@ -21,6 +21,7 @@ from edge_ilseg.data.transforms import Augmentation, augment
 from edge_ilseg.models.spec import ModelSpec, normalization
 
 DECODED_CACHE_BYTES = 1 << 30
+"""Decoded images that are kept in memory, all processes together."""
 
 
 class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -43,7 +44,8 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         if image_id not in self._decoded:
             pair = self.view.read(image_id)
             size_bytes = pair[0].nbytes + pair[1].nbytes
-            if self._decoded_bytes + size_bytes > DECODED_CACHE_BYTES:
+            worker = get_worker_info()
+            if self._decoded_bytes + size_bytes > DECODED_CACHE_BYTES // (worker.num_workers if worker else 1):
                 return pair
             self._decoded[image_id] = pair
             self._decoded_bytes += size_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
 from edge_ilseg.errors import DataError
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+from edge_ilseg.progress import ProgressCallback, no_progress
 
 
 class StepView(msgspec.Struct, frozen=True, eq=False):
@@ -47,7 +45,9 @@ class StepView(msgspec.Struct, frozen=True, eq=False):
         return image_HWC, self.lookup[labels_HW]
 
 
-def count_pixels(dataset: Dataset, image_ids: Sequence[str], progress: Progress | None = None) -> NDArray[np.int64]:
+def count_pixels(
+    dataset: Dataset, image_ids: Sequence[str], progress: ProgressCallback = no_progress
+) -> NDArray[np.int64]:
     """Labelled pixels of each class in each image; void is not counted.
 
     Returns:
@@ -61,8 +61,7 @@ def count_pixels(dataset: Dataset, image_ids: Sequence[str], progress: Progress 
     for row, image_id in enumerate(image_ids):
         counts = np.bincount(dataset.read_labels(image_id).ravel(), minlength=256)
         pixels_NK[row] = counts[:class_count]
-        if progress is not None:
-            progress(row + 1, len(image_ids))
+        progress("counting labels", (row + 1) / len(image_ids))
     return pixels_NK
 
 

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
 
 CutName = Literal["none", "stem", "stages", "encoder", "all_but_head"]
+ENCODER_STAGES: dict[str, int] = {
+    # backbone: stages behind its stem
+    "efficientnet_lite0": 7,
+    "efficientnet_lite1": 7,
+    "efficientnet_lite2": 7,
+    "resnet18": 4,
+    "resnet50": 4,
+    "resnet101": 4,
+    "tiny": 3,
+}
 CUT_POINTS = ("none", "stem", "stages:<n>", "encoder", "all_but_head")
 
 
@@ -53,6 +63,17 @@ def parse_freeze(text: str) -> CutPoint:
         expected=", ".join(CUT_POINTS),
         hint=hint or did_you_mean(text, ("none", "stem", "stages:1", "encoder", "all_but_head")),
     )
+
+
+def is_encoder_frozen(freeze: str, backbone: str) -> bool:
+    """Whether `freeze` leaves nothing of the encoder of `backbone` to train: it is then the parent's, bit by bit.
+
+    Raises:
+        ConfigError: an unknown cut point.
+    """
+    cut = parse_freeze(freeze)
+    all_stages = cut.name == "stages" and cut.stages >= ENCODER_STAGES[backbone]
+    return cut.name in ("encoder", "all_but_head") or all_stages
 
 
 def frozen_modules(model: SegmentationModel, freeze: str) -> list[nn.Module]:
