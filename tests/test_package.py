@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,16 +261,16 @@ def test_nothing_but_a_bundle_is_replaced(make: Callable[[Path], object], tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["no file at all", "a file gone", "a byte of the manifest"])
-def test_an_empty_folder_and_a_damaged_bundle_are_replaced(damage: str, tmp_path: Path) -> None:
+def test_an_empty_folder_and_a_damaged_bundle_are_replaced(damage: str, bundle: Path, tmp_path: Path) -> None:
     request = ExportRequest(targets=("onnx",), precisions=("fp32",), golden_count=1)
     out = tmp_path / "out"
     if damage == "no file at all":
         out.mkdir()
     else:
-        export(out, request)
+        shutil.copytree(bundle, out)
         path = out / ("models/onnx/model.fp32.onnx" if damage == "a file gone" else "manifest.json")
         path.unlink() if damage == "a file gone" else path.write_bytes(path.read_bytes()[:-2] + b"\xff\n")
-    export(out, request, replace=True)
+    assert len(export(out, request, replace=True).models) == 1
     check_files(out, read_manifest(out))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

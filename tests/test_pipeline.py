@@ -13,12 +13,13 @@ from PIL import Image
 from edge_ilseg.bundle import check_files, read_manifest
 from edge_ilseg.checkpoint import StepRecord, load_model
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
+from edge_ilseg.data import open_data
 from edge_ilseg.data.step_view import image_set_sha256
 from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
 from edge_ilseg.methods import METHODS
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.pipeline import evaluate_step, export_step, run_plan
-from edge_ilseg.planning import open_data, plan_base, plan_step
+from edge_ilseg.planning import plan_base, plan_step
 from edge_ilseg.workspace import Workspace, create_workspace
 
 DATA = DataConfig("shapes", options={"train": 60, "val": 6, "test": 6, "height_px": 48, "width_px": 48})
@@ -53,6 +54,21 @@ def step(workspace: Workspace, *names: str, **settings: object) -> StepRecord:
     parent = settings.pop("parent_name", None)
     changed = msgspec.structs.replace(CONFIG.step, **settings)
     return run_plan(workspace, plan_step(workspace, names, changed, name=name, parent_name=parent), accelerator="cpu")  # type: ignore[arg-type]
+
+
+def write_folder(root: Path, name: str, count: int) -> Path:
+    """`count` generated images that show a class, as a data set of kind `folder` with a split `train`."""
+    shapes = open_data(DATA)
+    for sub in ("images", "masks"):
+        (root / sub).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(shapes.info.classes) + "\n")
+    label = shapes.info.classes.index(name)
+    chosen = [image_id for image_id in shapes.ids("train") if (shapes.read_labels(image_id) == label).any()][:count]
+    for image_id in chosen:
+        Image.fromarray(shapes.read_image(image_id)).save(root / "images" / f"{image_id}.png")
+        Image.fromarray(shapes.read_labels(image_id)).save(root / "masks" / f"{image_id}.png")
+    (root / "train.txt").write_text("\n".join(chosen) + "\n")
+    return root
 
 
 def test_step_0_knows_the_background_and_the_base_classes(trained: Workspace) -> None:
@@ -128,26 +144,81 @@ def test_a_combination_that_cannot_work_is_refused_before_training(workspace: Wo
 
 
 def test_a_step_learns_from_images_of_another_place(workspace: Workspace, tmp_path: Path) -> None:
-    shapes = open_data(DATA)
-    for sub in ("images", "masks"):
-        (tmp_path / "new" / sub).mkdir(parents=True)
-    (tmp_path / "new" / "classes.txt").write_text("\n".join(shapes.info.classes) + "\n")
-    star = shapes.info.classes.index("star")
-    chosen = [i for i in shapes.ids("train") if (shapes.read_labels(i) == star).any()][:8]
-    for image_id in chosen:
-        Image.fromarray(shapes.read_image(image_id)).save(tmp_path / "new" / "images" / f"{image_id}.png")
-        Image.fromarray(shapes.read_labels(image_id)).save(tmp_path / "new" / "masks" / f"{image_id}.png")
-    (tmp_path / "new" / "train.txt").write_text("\n".join(chosen) + "\n")
-    data = DataConfig("folder", str(tmp_path / "new"), eval_split="", setup="overlapped")
+    new = write_folder(tmp_path / "new", "star", 8)
+    data = DataConfig("folder", str(new), eval_split="", setup="overlapped")
     plan = plan_step(workspace, ["star"], data=data)
     record = run_plan(workspace, plan, accelerator="cpu")
-    assert sorted(record.data.image_ids) == sorted(chosen)
-    assert (record.data.kind, record.metrics) == ("folder", {})
+    assert len(record.data.image_ids) == 8
+    assert (record.data.kind, record.data.from_workspace, record.metrics) == ("folder", False, {})
 
 
 def test_a_data_set_with_another_background_is_refused(workspace: Workspace, msrc_root: Path) -> None:
     with pytest.raises(DataError, match="background is not the model's"):
         plan_step(workspace, ["boat"], data=DataConfig("msrc", str(msrc_root)))
+
+
+def test_a_step_is_scored_beside_its_parent_on_the_same_images(workspace: Workspace) -> None:
+    base = workspace.read_step("0")
+    record = step(workspace, "star")
+    assert record.parent_metrics == base.metrics
+    assert set(record.parent_metrics["val"].iou) == set(base.class_names)
+
+
+def test_an_evaluation_split_that_is_not_there_is_found_before_training(workspace: Workspace) -> None:
+    data = msgspec.structs.replace(DATA, eval_split="tset")
+    with pytest.raises(DataError, match="did you mean 'test'"):
+        plan_step(workspace, ["star"], data=data)
+
+
+def test_a_trained_step_is_kept_when_its_evaluation_images_are_damaged(workspace: Workspace, tmp_path: Path) -> None:
+    new = write_folder(tmp_path / "new", "star", 8)
+    ids = (new / "train.txt").read_text().split()
+    (new / "val.txt").write_text(ids[0] + "\n")
+    (new / "train.txt").write_text("\n".join(ids[1:]) + "\n")
+    damaged = new / "images" / f"{ids[0]}.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    plan = plan_step(workspace, ["star"], data=DataConfig("folder", str(new), setup="overlapped"))
+    with pytest.raises(DataError, match=r"was trained and written, and could not be scored(.|\n)*edge-ilseg evaluate"):
+        run_plan(workspace, plan, accelerator="cpu")
+    record = workspace.read_step("01-star")
+    assert record.metrics == {}
+    load_model(workspace.step_folder("01-star"), record)
+
+
+def test_a_partitioned_step_learns_from_no_image_of_another_whatever_the_training_seed(tmp_path: Path) -> None:
+    data = msgspec.structs.replace(DATA, setup="partitioned")
+    workspace = create_workspace(tmp_path / "work", msgspec.structs.replace(CONFIG, data=data))
+    base = run_plan(workspace, plan_base(workspace), accelerator="cpu")
+    plan = plan_step(workspace, ["star", "triangle"], msgspec.structs.replace(CONFIG.step, seed=5))
+    assert not set(plan.view.image_ids) & set(base.data.image_ids)
+    moved = msgspec.structs.replace(data, partition_seed=1)
+    with pytest.raises(DataError, match="would be learned from again"):
+        plan_step(workspace, ["star", "triangle"], data=moved)
+
+
+def test_distillation_that_would_have_no_pixel_is_refused(msrc_root: Path, tmp_path: Path) -> None:
+    data = DataConfig("msrc", str(msrc_root), setup="disjoint")
+    info = open_data(data).info
+    config = Config(data, ClassesConfig(tuple(n for n in info.classes if n != "boat")), SPEC, "none", CONFIG.train)
+    workspace = create_workspace(tmp_path / "work", config)
+    run_plan(workspace, plan_base(workspace), accelerator="cpu")
+    with pytest.raises(ConfigError, match="no pixel to work on"):
+        plan_step(workspace, ["boat"], CONFIG.step)
+    assert plan_step(workspace, ["boat"], msgspec.structs.replace(CONFIG.step, method="freeze")).old_count == 20
+
+
+def test_a_feature_term_beside_all_stages_frozen_is_refused(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match="same features"):
+        step(workspace, "star", method="kd-feature", freeze="stages:3")
+    assert step(workspace, "star", method="kd-feature", freeze="stages:2").name == "01-star"
+
+
+def test_a_known_class_under_another_spelling_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    new = write_folder(tmp_path / "new", "star", 2)
+    classes = (new / "classes.txt").read_text()
+    (new / "classes.txt").write_text(classes.replace("disk", "Disk"))
+    with pytest.raises(ClassNameError, match="Disk"):
+        plan_step(workspace, ["star"], data=DataConfig("folder", str(new), eval_split="", setup="overlapped"))
 
 
 def test_evaluation_scores_what_training_recorded(trained: Workspace) -> None:
@@ -184,6 +255,16 @@ def test_export_says_where_to_look_when_the_steps_images_are_gone(workspace: Wor
     record = workspace.read_step("0")
     data = msgspec.structs.replace(DATA, options={**DATA.options, "train": 5})
     with pytest.raises(DataError, match=r"learned from are gone(.|\n)*--data"):
+        export_step(workspace, record, ExportRequest(precisions=("int8",)), tmp_path / "b", data=data)
+    assert not (tmp_path / "b").exists()
+
+
+def test_export_does_not_calibrate_on_other_images_of_the_same_name(workspace: Workspace, tmp_path: Path) -> None:
+    from edge_ilseg.export.request import ExportRequest
+
+    record = workspace.read_step("0")
+    data = msgspec.structs.replace(DATA, options={**DATA.options, "seed": 9})
+    with pytest.raises(DataError, match=r"not those that step 00-base learned from(.|\n)*--data"):
         export_step(workspace, record, ExportRequest(precisions=("int8",)), tmp_path / "b", data=data)
     assert not (tmp_path / "b").exists()
 

@@ -22,14 +22,19 @@ from edge_ilseg.cli import run
 from edge_ilseg.cli.verify import verify
 from edge_ilseg.data.folder import Folder
 from edge_ilseg.devices.evaluation import evaluate_session
+from edge_ilseg.devices.facts import DeviceFacts
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.devices.verdict_table import verdict_table
 from edge_ilseg.devices.verdicts import class_scores, judge_latency, judge_new_classes, judge_retention, measured_iou
 from edge_ilseg.devices.verification import choose_model, spread, verify_bundle
 from edge_ilseg.devices.verify_report import (
     CHECKS,
+    BadImage,
+    BundleFacts,
+    Check,
     ClassScore,
     Limits,
+    ModelFacts,
     Scores,
     VerifyReport,
     encode_report,
@@ -616,6 +621,15 @@ def test_a_report_that_breaks_its_rules_is_refused(
     change(content)
     with pytest.raises(ReportError, match=message):
         parse_report(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    "struct", [VerifyReport, Check, Limits, BundleFacts, ModelFacts, Scores, BadImage, ClassScore, DeviceFacts]
+)
+def test_the_format_page_names_every_field(struct: type[msgspec.Struct]) -> None:
+    page = (Path(__file__).parents[1] / "docs/verify-report.md").read_text()
+    assert [name for name in struct.__struct_fields__ if f"`{name}`" not in page] == []
+    assert [name for name in CHECKS if f"`{name}`" not in page] == []
 
 
 # The command

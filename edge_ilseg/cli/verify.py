@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_ilseg.cli.options import data_option_option, json_option, parse_data_options, parse_data_text
-from edge_ilseg.errors import BundleError, ConfigError
+from edge_ilseg.errors import ConfigError, EdgeIlsegError
 
 if TYPE_CHECKING:
     from edge_ilseg.bundle import Precision, Runtime
@@ -169,5 +169,5 @@ def _expected_data(bundle: Path) -> str | None:
 
     try:
         return read_manifest(bundle).expected_data
-    except BundleError:
+    except EdgeIlsegError:
         return None
