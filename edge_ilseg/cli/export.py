@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import data_config, json_option, step_option, workspace_argument
+from edge_ilseg.cli.options import data_config, data_option_option, json_option, step_option, workspace_argument
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--min-fp16-agreement", type=float, help="Least share of pixels on which fp16 agrees with torch: 0.995.")
 @click.option("--min-int8-agreement", type=float, help="The same for int8; not checked if left out.")
 @click.option("--data", "data_text", metavar="KIND:ROOT", help="The images that the step learned from, if elsewhere.")
+@data_option_option
 @click.option("--eval-data", "eval_data_text", metavar="KIND:ROOT", help="Other images to score the models on.")
 @click.option("--split", help="Split to score the models on; the workspace's eval_split if left out.")
 @click.option("--replace", is_flag=True, help="Put the new bundle in the place of one that is there.")
@@ -61,6 +62,7 @@ def export(
     min_fp16_agreement: float | None,
     min_int8_agreement: float | None,
     data_text: str | None,
+    data_option_items: tuple[str, ...],
     eval_data_text: str | None,
     split: str | None,
     replace: bool,
@@ -104,7 +106,7 @@ def export(
             request,
             out,
             calibration_count=calibration_images,
-            data=data_config(opened.config.data, data_text, None, None),
+            data=data_config(opened.config.data, data_text, None, None, data_option_items),
             evaluation_data=data_config(opened.config.data, eval_data_text, None, split),
             replace=replace,
             progress=progress,

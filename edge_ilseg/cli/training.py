@@ -9,6 +9,7 @@ import click
 
 from edge_ilseg.cli.options import (
     data_config,
+    data_option_option,
     data_options,
     json_option,
     names,
@@ -74,6 +75,7 @@ def train(
 @click.option("--loss", "losses", multiple=True, metavar="TERM=WEIGHT", help="A loss weight, such as kd_output=2.")
 @training_options
 @data_options
+@data_option_option
 @json_option
 def step(
     workspace: Path,
@@ -92,6 +94,7 @@ def step(
     data_text: str | None,
     train_split: str | None,
     eval_split: str | None,
+    data_option_items: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Teach the model of WORKSPACE new classes, without the images of earlier steps.
@@ -118,7 +121,7 @@ def step(
         learning_rate=learning_rate,
         seed=seed,
     )
-    data = data_config(opened.config.data, data_text, train_split, eval_split)
+    data = data_config(opened.config.data, data_text, train_split, eval_split, data_option_items)
     with progress_bar("step") as progress:
         plan = plan_step(
             opened,
@@ -189,9 +192,17 @@ def _run_and_print(workspace: Workspace, plan: StepPlan, accelerator: str, worke
 @workspace_argument
 @step_option
 @click.option("--data", "data_text", metavar="KIND:ROOT", help="Other images, such as folder:DATA.")
+@data_option_option
 @click.option("--split", help="Split to score on; the workspace's eval_split if left out.")
 @json_option
-def evaluate(workspace: Path, step_name: str | None, data_text: str | None, split: str | None, as_json: bool) -> None:
+def evaluate(
+    workspace: Path,
+    step_name: str | None,
+    data_text: str | None,
+    data_option_items: tuple[str, ...],
+    split: str | None,
+    as_json: bool,
+) -> None:
     """Score a step of WORKSPACE: IoU of each class, mIoU old / new / all, mPA, mCA.
 
     \b
@@ -207,7 +218,7 @@ def evaluate(workspace: Path, step_name: str | None, data_text: str | None, spli
 
     opened = open_workspace(workspace)
     record: StepRecord = opened.read_step(step_name) if step_name else opened.latest_step()
-    data = data_config(opened.config.data, data_text, None, split)
+    data = data_config(opened.config.data, data_text, None, split, data_option_items)
     with progress_bar(record.name) as progress:
         metrics = evaluate_step(opened, record, split=split, data=data, progress=progress)
     if as_json:

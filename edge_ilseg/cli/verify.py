@@ -58,7 +58,7 @@ def verify(
     precision: Precision | None,
     threads: int | None,
     latency_runs: int,
-    max_old_drop: float,
+    max_old_drop: float | None,
     max_class_drop: float | None,
     min_new_iou: float | None,
     max_latency_ms: float | None,
