@@ -83,7 +83,8 @@ class StepConfig(TrainConfig, frozen=True, forbid_unknown_fields=True):
     """How an incremental step is trained: `TrainConfig` with a method. Batch norm keeps the teacher's statistics."""
 
     iterations: Positive = 600
-    learning_rate: PositiveFloat = 0.005
+    learning_rate: PositiveFloat = 0.0005
+    decoder_rate_factor: PositiveFloat = 100.0
     batch_norm: Literal["train", "eval"] = "eval"
     method: str = "freeze+kd-output"
     freeze: str | None = None
