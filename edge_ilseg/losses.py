@@ -27,8 +27,28 @@ SoftmaxOver = Literal["all", "old"]
 
 
 def masked_mean(values_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
-    """Mean of the values where the mask is true; 0 with a graph where it is true nowhere (rule 2)."""
-    return (values_NHW * mask_NHW).sum() / mask_NHW.sum().clamp(min=1)
+    """Mean of the values where the mask is true; 0 with a graph where it is true nowhere (rule 2).
+
+    In several processes the mean is over the pixels of all of them: each divides its own sum by the mean count, and
+    the averaging of the gradients does the rest.
+    """
+    count = _mean_over_processes(mask_NHW.sum().float())
+    smallest = 1 / _process_count()
+    return (values_NHW * mask_NHW).sum() / count.clamp(min=smallest)
+
+
+def _process_count() -> int:
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a number that has no gradient over all processes; the number itself where there is one."""
+    if _process_count() == 1:
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / _process_count()
 
 
 def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor) -> Tensor:
@@ -82,7 +102,7 @@ def kd_feature(student_features_NCHW: Tensor, teacher_features_NCHW: Tensor) -> 
     Ours, and the default: the plain error grows with the square of the features' scale, which differs between backbones
     by orders of magnitude, so that one lambda cannot serve them all.
     """
-    energy = teacher_features_NCHW.detach().square().mean()
+    energy = _mean_over_processes(teacher_features_NCHW.detach().square().mean())
     return kd_feature_plain(student_features_NCHW, teacher_features_NCHW) / energy.clamp(
         min=torch.finfo(energy.dtype).tiny
     )

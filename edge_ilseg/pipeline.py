@@ -46,6 +46,7 @@ def run_plan(
     plan: StepPlan,
     *,
     accelerator: str = "auto",
+    devices: int = 1,
     workers: int = 0,
     progress: ProgressCallback = no_progress,
 ) -> StepRecord:
@@ -55,6 +56,7 @@ def run_plan(
         workspace: where the parent is, and the step is written.
         plan: what to do.
         accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
+        devices: processes to train in, one on each device; the first one scores and writes.
         workers: processes that decode and augment.
         progress: told what is done.
 
@@ -71,11 +73,12 @@ def run_plan(
     packages = {name: metadata.version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
     run = train(
         model,
-        training_batches(plan.view, model.spec, plan.settings, workers=workers),
+        training_batches(plan.view, model.spec, plan.settings, workers=workers, devices=devices),
         plan.settings,
         teacher=teacher,
         method=plan.method,
         accelerator=accelerator,
+        devices=devices,
         progress=progress,
     )
     metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, progress)

@@ -4,6 +4,7 @@
 2. What the method freezes has no gradient, is not in the optimiser, and keeps its batch norm statistics to the bit.
 3. A loss that is not finite stops the run before the optimiser has seen it.
 4. With a frozen encoder, teacher and student have the same features: they are computed once.
+5. Several processes share each batch; the first one goes on with the result, the others end (`WorkerDone`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import ProgressCallback
+
+
+class WorkerDone(Exception):
+    """Raised at the end of training in every process but the first (rule 5)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def train(
     teacher: SegmentationModel | None = None,
     method: Method | None = None,
     accelerator: str = "auto",
+    devices: int = 1,
     progress: ProgressCallback,
 ) -> TrainingRun:
     """Train `model` in place; on CPU it is left there, wherever it was trained.
@@ -81,12 +87,15 @@ def train(
         teacher: the parent's network; needed when the method has a distillation term.
         method: freezing and loss weights; `None` at step 0.
         accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
+        devices: processes, one on each device; Fabric starts the same command in the others. Each batch is divided
+            among them.
         progress: told the share of iterations done and the loss.
 
     Raises:
-        TrainingError: a loss is not finite, or everything is frozen.
+        TrainingError: a loss is not finite, everything is frozen, or the batch cannot be divided.
+        WorkerDone: in every process but the first, at the end.
     """
-    fabric = _make_fabric(accelerator, settings)
+    fabric = _make_fabric(accelerator, devices, settings)
     fabric.seed_everything(settings.seed, verbose=False)
     model.set_frozen(method.freeze if method else "none")
     model.set_batch_norm(settings.batch_norm)
@@ -117,6 +126,9 @@ def train(
         optimizer.step()
         if iteration % 10 == 0 or iteration + 1 == settings.iterations:
             progress(f"training, loss {loss.item():.3f}", (iteration + 1) / settings.iterations)
+    fabric.barrier()
+    if fabric.global_rank:
+        raise WorkerDone
     model.cpu().eval()
     return TrainingRun(
         seconds=time.perf_counter() - started,
@@ -125,14 +137,27 @@ def train(
     )
 
 
-def _make_fabric(accelerator: str, settings: TrainConfig) -> Fabric:
-    """Lightning Fabric on one device.
+def _make_fabric(accelerator: str, devices: int, settings: TrainConfig) -> Fabric:
+    """Lightning Fabric with its processes started.
 
     Raises:
-        TrainingError: this machine has no such device.
+        TrainingError: this machine has no such devices, or the batch cannot be divided among them.
     """
+    if settings.batch_size % devices:
+        raise TrainingError(
+            "the batch cannot be divided among the devices",
+            found=f"batch_size {settings.batch_size}, {devices} devices",
+            expected="a multiple",
+        )
     try:
-        return Fabric(accelerator=accelerator, devices=1, precision=settings.precision)
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=settings.precision,
+        )
+        fabric.launch()
+        return fabric
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise TrainingError(
             "this machine cannot train like that",

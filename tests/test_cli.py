@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from edge_ilseg.cli import COMMANDS, run
 
@@ -125,14 +128,19 @@ def test_train_step_evaluate_and_list(workspace: Path, capsys: pytest.CaptureFix
 def test_an_interrupt_leaves_the_workspace_as_it_was(workspace: Path) -> None:
     assert run(["train", str(workspace), "--iterations", "2", "--batch-size", "2", "--accelerator", "cpu"]) == 0
     endless = ["step", str(workspace), "--add-classes", "star", "--iterations", "1000000", "--accelerator", "cpu"]
-    with subprocess.Popen([sys.executable, "-m", "edge_ilseg", *endless], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "01-star" in line:
-                break
-        time.sleep(5)  # into the training loop, as a rule; wherever it is, nothing may be left behind
-        process.send_signal(signal.SIGINT)
-        error = process.stderr.read()
+    # A test run in the background inherits an ignored SIGINT, with which Python installs no handler.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from edge_ilseg.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", code, *endless], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "01-star" in line:
+                    break
+            time.sleep(5)  # into the training loop, as a rule; wherever it is, nothing may be left behind
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "nothing half-done was written" in error
     assert [path.name for path in (workspace / "steps").iterdir()] == ["00-base"]
@@ -142,3 +150,25 @@ def test_an_interrupt_leaves_the_workspace_as_it_was(workspace: Path) -> None:
 def test_a_wrong_loss_option_is_explained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["step", str(workspace), "--add-classes", "star", "--loss", "kd_output"]) == 3
     assert "such as kd_output=1.0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["freeze+kd-output", "kd-output+kd-feature"])
+def test_two_processes_learn_what_one_does(workspace: Path, method: str) -> None:
+    quick = ["--iterations", "6", "--batch-size", "4", "--accelerator", "cpu"]
+    assert run(["train", str(workspace), *quick]) == 0
+    step = ["step", str(workspace), "--add-classes", "star", "--from", "00-base", "--method", method, *quick]
+    assert run([*step, "--name", "one"]) == 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = [sys.executable, "-m", "edge_ilseg", *step, "--name", "two", "--devices", "2"]
+    done = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("method " + method) == 1
+    one, both = (load_file(workspace / "steps" / name / "model.safetensors") for name in ("01-one", "01-two"))
+    for key, tensor in one.items():
+        torch.testing.assert_close(both[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", str(workspace), "--batch-size", "3", "--devices", "2"]) == 3
+    assert "cannot be divided among the devices" in capsys.readouterr().err

@@ -50,6 +50,13 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="A GPU where there is one, or by name.",
             ),
             click.option(
+                "--devices",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                help="Processes that share each batch, one on each device.",
+            ),
+            click.option(
                 "--workers",
                 type=click.IntRange(min=0),
                 default=0,

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from edge_ilseg.progress import ProgressCallback
+from edge_ilseg.progress import ProgressCallback, no_progress
+
+
+def is_first_process() -> bool:
+    """Whether this process was started by the user, and not by Lightning or torchrun to train along with another."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[ProgressCallback]:
-    """Yield a callback (text, share 0..1) that moves the bar; a stage with another text starts the bar again."""
+    """Yield a callback (text, share 0..1) that moves the bar; a stage with another text starts the bar again.
+
+    Of several processes that train together the first one alone shows a bar.
+    """
+    if not is_first_process():
+        yield no_progress
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=1.0)

@@ -37,6 +37,7 @@ def train(
     learning_rate: float | None,
     seed: int | None,
     accelerator: str,
+    devices: int,
     workers: int,
     as_json: bool,
 ) -> None:
@@ -62,7 +63,7 @@ def train(
     )
     with progress_bar("step 0") as progress:
         plan = plan_base(opened, settings, progress=progress)
-    _run_and_print(opened, plan, accelerator, workers, as_json)
+    _run_and_print(opened, plan, accelerator, devices, workers, as_json)
 
 
 @click.command()
@@ -90,6 +91,7 @@ def step(
     learning_rate: float | None,
     seed: int | None,
     accelerator: str,
+    devices: int,
     workers: int,
     data_text: str | None,
     train_split: str | None,
@@ -132,7 +134,7 @@ def step(
             data=data,
             progress=progress,
         )
-    _run_and_print(opened, plan, accelerator, workers, as_json)
+    _run_and_print(opened, plan, accelerator, devices, workers, as_json)
 
 
 def _check_training() -> None:
@@ -156,23 +158,26 @@ def _parse_losses(items: tuple[str, ...]) -> dict[str, float]:
     return weights
 
 
-def _run_and_print(workspace: Workspace, plan: StepPlan, accelerator: str, workers: int, as_json: bool) -> None:
+def _run_and_print(
+    workspace: Workspace, plan: StepPlan, accelerator: str, devices: int, workers: int, as_json: bool
+) -> None:
     """Train a plan, then print the record, or the scores beside the parent's."""
     import msgspec
 
-    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.cli.progress_bar import is_first_process, progress_bar
     from edge_ilseg.cli.tables import as_before, class_table, comparison_table, print_table
     from edge_ilseg.pipeline import run_plan
+    from edge_ilseg.train import WorkerDone
 
-    added = [item.name for item in plan.classes if item.step == plan.index and item.name != plan.background]
-    click.echo(
-        f"{plan.name}: {len(plan.view.image_ids)} images, {len(added)} new classes ({', '.join(added)}), "
-        f"{plan.settings.iterations} iterations of {plan.settings.batch_size}"
-        + (f", method {plan.method.name}" if plan.method else ""),
-        err=True,
-    )
-    with progress_bar(plan.name) as progress:
-        record = run_plan(workspace, plan, accelerator=accelerator, workers=workers, progress=progress)
+    if is_first_process():
+        click.echo(describe_plan(plan), err=True)
+    try:
+        with progress_bar(plan.name) as progress:
+            record = run_plan(
+                workspace, plan, accelerator=accelerator, devices=devices, workers=workers, progress=progress
+            )
+    except WorkerDone:
+        return
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(record), indent=1).decode())
         return
@@ -186,6 +191,17 @@ def _run_and_print(workspace: Workspace, plan: StepPlan, accelerator: str, worke
             )
             print_table(comparison_table(f"{split}, {metrics.images} images", rows, caption=caption))
     click.echo(f"written: {workspace.step_folder(record.name)} ({record.training_seconds:.0f} s of training)")
+
+
+def describe_plan(plan: StepPlan) -> str:
+    """One line: which images, classes, iterations and method."""
+    added = [item.name for item in plan.classes if item.step == plan.index and item.name != plan.background]
+    method = f", method {plan.method.name}" if plan.method else ""
+    return (
+        f"{plan.name}: {len(plan.view.image_ids)} images, {len(added)} new "
+        f"{'class' if len(added) == 1 else 'classes'} ({', '.join(added)}), "
+        f"{plan.settings.iterations} iterations of {plan.settings.batch_size}{method}"
+    )
 
 
 @click.command()

@@ -75,12 +75,16 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def training_batches(
-    view: StepView, spec: ModelSpec, settings: TrainConfig, *, workers: int = 0
+    view: StepView, spec: ModelSpec, settings: TrainConfig, *, workers: int = 0, devices: int = 1
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of a whole run in their order: images uint8 N x H x W x 3, labels int64 N x H x W."""
+    """Batches of a whole run in their order: images uint8 N x H x W x 3, labels int64 N x H x W.
+
+    With several devices N is a device's part of the batch; Fabric gives each process every `devices`-th sample, so that
+    together they see what one process would.
+    """
     return DataLoader(
         TrainingSamples(view, spec, settings),
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size // devices,
         shuffle=False,
         num_workers=workers,
         persistent_workers=workers > 0,
