@@ -129,7 +129,8 @@ def test_an_interrupt_leaves_the_workspace_as_it_was(workspace: Path) -> None:
     assert run(["train", str(workspace), "--iterations", "2", "--batch-size", "2", "--accelerator", "cpu"]) == 0
     endless = ["step", str(workspace), "--add-classes", "star", "--iterations", "1000000", "--accelerator", "cpu"]
     # A test run in the background inherits an ignored SIGINT, with which Python installs no handler.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from edge_ilseg.cli import main; main()"
+    restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{restore}; from edge_ilseg.cli import main; main()"
     with subprocess.Popen([sys.executable, "-c", code, *endless], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
