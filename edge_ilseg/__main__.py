@@ -2,4 +2,5 @@
 
 from edge_ilseg.cli import main
 
-main()
+if __name__ == "__main__":  # a worker process that is spawned imports this module under another name
+    main()

@@ -88,4 +88,6 @@ def training_batches(
         shuffle=False,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # A forked worker inherits locks of threads that it does not have (OpenMP's, a runtime's): seen to crash.
+        multiprocessing_context="spawn" if workers else None,
     )
