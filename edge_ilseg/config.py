@@ -22,7 +22,7 @@ from msgspec import Meta
 from edge_ilseg.data.transforms import Augmentation, check_augmentation
 from edge_ilseg.errors import ConfigError, did_you_mean
 from edge_ilseg.files import disk_error
-from edge_ilseg.methods import resolve_method
+from edge_ilseg.methods import Method, resolve_method
 from edge_ilseg.models.freezing import parse_freeze
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.scenario import Setup
@@ -140,15 +140,25 @@ def _check_settings(settings: TrainConfig) -> None:
     """Refuse settings that no training could use (rule 3)."""
     check_augmentation(Augmentation(settings.scale_min, settings.scale_max, settings.flip))
     if isinstance(settings, StepConfig):
-        method = resolve_method(
-            settings.method,
-            freeze=settings.freeze,
-            losses=settings.losses,
-            kd_softmax=settings.kd_softmax,
-            kd_mask=settings.kd_mask,
-            head_init=settings.head_init,
-        )
-        parse_freeze(method.freeze)
+        step_method(settings)
+
+
+def step_method(settings: StepConfig) -> Method:
+    """The method that a step's settings describe.
+
+    Raises:
+        ConfigError: the method, a loss term or the cut point is unknown, or the combination cannot work.
+    """
+    method = resolve_method(
+        settings.method,
+        freeze=settings.freeze,
+        losses=settings.losses,
+        kd_softmax=settings.kd_softmax,
+        kd_mask=settings.kd_mask,
+        head_init=settings.head_init,
+    )
+    parse_freeze(method.freeze)
+    return method
 
 
 def parse_config(text: str, *, where: object = CONFIG_NAME) -> Config:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ from edge_ilseg.data.step_view import count_pixels, image_set_sha256, presence
 from edge_ilseg.errors import DataError, EdgeIlsegError, check_extra
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.freezing import is_encoder_frozen
+from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.planning import StepPlan
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
@@ -69,8 +71,7 @@ def run_plan(
     from edge_ilseg.train import train
 
     model, teacher, weights_sha256 = _make_models(workspace, plan)
-    data_record = _data_record(plan)
-    packages = {name: metadata.version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()}
+    record = _blank_record(workspace, plan, model.spec, weights_sha256)
     run = train(
         model,
         training_batches(plan.view, model.spec, plan.settings, workers=workers, devices=devices),
@@ -82,29 +83,11 @@ def run_plan(
         progress=progress,
     )
     metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, progress)
-    record = StepRecord(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        id="",
-        index=plan.index,
-        name=plan.name,
+    record = msgspec.structs.replace(
+        record,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        parent_id=plan.parent.id if plan.parent else None,
-        parent_name=plan.parent.name if plan.parent else None,
-        classes=plan.classes,
-        background=plan.background,
-        method=plan.method,
-        model=model.spec,
-        initial_weights=plan.parent.id if plan.parent else Path(workspace.config.weights).name,
-        initial_weights_sha256=weights_sha256,
-        training=plan.settings,
-        data=data_record,
-        packages=packages,
         accelerator=run.accelerator,
         training_seconds=run.seconds,
-        weights_sha256="",
-        weights_bytes=0,
-        encoder_sha256="",
         metrics=metrics,
         parent_metrics=parent_metrics,
     )
@@ -117,6 +100,36 @@ def run_plan(
             hint="mend the data, then: edge-ilseg evaluate",
         ) from unscored
     return record
+
+
+def _blank_record(workspace: Workspace, plan: StepPlan, spec: ModelSpec, weights_sha256: str | None) -> StepRecord:
+    """What is known of a step before it is trained; hashes, scores and times are filled in afterwards."""
+    return StepRecord(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        id="",
+        index=plan.index,
+        name=plan.name,
+        created="",
+        parent_id=plan.parent.id if plan.parent else None,
+        parent_name=plan.parent.name if plan.parent else None,
+        classes=plan.classes,
+        background=plan.background,
+        method=plan.method,
+        model=spec,
+        initial_weights=plan.parent.id if plan.parent else Path(workspace.config.weights).name,
+        initial_weights_sha256=weights_sha256,
+        training=plan.settings,
+        data=_data_record(plan),
+        packages={name: metadata.version(name) for name in RECORDED_PACKAGES} | {"python": platform.python_version()},
+        accelerator="",
+        training_seconds=0.0,
+        weights_sha256="",
+        weights_bytes=0,
+        encoder_sha256="",
+        metrics={},
+        parent_metrics={},
+    )
 
 
 def _data_record(plan: StepPlan) -> DataRecord:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from edge_ilseg.checkpoint import ClassRecord, StepRecord
 from edge_ilseg.classes import check_spelling, resolve_classes
-from edge_ilseg.config import DataConfig, StepConfig, TrainConfig
+from edge_ilseg.config import DataConfig, StepConfig, TrainConfig, step_method
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
 from edge_ilseg.data.step_view import StepView, count_pixels, presence
 from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
-from edge_ilseg.methods import Method, check_no_feature_term, resolve_method
+from edge_ilseg.methods import Method, check_no_feature_term
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import (
@@ -162,14 +162,7 @@ def plan_step(
     from_workspace = is_workspace_data(workspace, data)
     if not add_classes:
         raise ClassNameError("a step adds at least one class", hint="name it: --add-classes boat")
-    method = resolve_method(
-        settings.method,
-        freeze=settings.freeze,
-        losses=settings.losses,
-        kd_softmax=settings.kd_softmax,
-        kd_mask=settings.kd_mask,
-        head_init=settings.head_init,
-    )
+    method = step_method(settings)
     parent = workspace.read_step(parent_name) if parent_name else workspace.latest_step()
     dataset = open_data(data)
     _check_background(parent, dataset.info)

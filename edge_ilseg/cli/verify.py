@@ -13,6 +13,7 @@ from edge_ilseg.errors import ConfigError, EdgeIlsegError
 
 if TYPE_CHECKING:
     from edge_ilseg.bundle import Precision, Runtime
+    from edge_ilseg.data.dataset import Dataset
 
 POSITIVE = click.IntRange(min=1)
 DEFAULT_SPLITS = ("test", "val")
@@ -84,11 +85,9 @@ def verify(
               2   parity: the golden outputs differ
               3   the bundle, the images, this device or the command line cannot be used
     """
-    import msgspec
     from rich.console import Console
 
     from edge_ilseg.cli.progress_bar import progress_bar
-    from edge_ilseg.data import open_data
     from edge_ilseg.devices.verdict_table import verdict_table
     from edge_ilseg.devices.verification import verify_bundle
     from edge_ilseg.devices.verify_report import Limits, encode_report
@@ -106,14 +105,10 @@ def verify(
         max_model_mib=max_model_mib,
         max_bad_images=max_bad_images,
     )
-    dataset = None
-    if data_text is not None:
-        data = parse_data_text(data_text)
-        options = parse_data_options(data.kind, data_option_items, "--data-option")
-        dataset = open_data(msgspec.structs.replace(data, options=options))
-        if split is None:
-            split = default_split(dataset.info.splits, _expected_data(bundle))
-            click.echo(f"split: {split} of {data_text}", err=True)
+    dataset = None if data_text is None else _open_images(data_text, data_option_items)
+    if dataset is not None and split is None:
+        split = default_split(dataset.info.splits, _expected_data(bundle))
+        click.echo(f"split: {split} of {data_text}", err=True)
     with progress_bar("verify") as progress:
         report = verify_bundle(
             bundle,
@@ -134,6 +129,15 @@ def verify(
         console = Console()
         (console if console.is_terminal else Console(width=140)).print(verdict_table(report))
     ctx.exit(report.exit_code)
+
+
+def _open_images(data_text: str, data_option_items: Sequence[str]) -> Dataset:
+    from msgspec.structs import replace
+
+    from edge_ilseg.data import open_data
+
+    data = parse_data_text(data_text)
+    return open_data(replace(data, options=parse_data_options(data.kind, data_option_items, "--data-option")))
 
 
 def default_split(splits: Sequence[str], expected_data: str | None) -> str:
