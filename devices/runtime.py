@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -177,6 +178,17 @@ def import_openvino() -> ModuleType:
     return module
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, which lives as long as the process does.
+
+    The CPU plugin of each core installs a stack for signal handlers and unmaps it when it goes. With two cores that do
+    not end in the reverse of their order, the thread is left with a stack that is not mapped, and the next signal that
+    Python handles (Ctrl-C, the end of a child process) kills the process.
+    """
+    return import_openvino().Core()
+
+
 def _import_runtime(runtime: Runtime) -> ModuleType:
     if error := _missing(runtime):
         raise error
@@ -265,7 +277,7 @@ def _open_in_openvino(path: Path, threads: int | None) -> Opened:
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        core = openvino.Core()
+        core = openvino_core()
         compiled = core.compile_model(core.read_model(path), "CPU", settings)
         request = compiled.create_infer_request()
     except RuntimeError as error:

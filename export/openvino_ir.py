@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 
 from edge_ilseg.bundle import Precision
-from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, layer_precisions
+from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, layer_precisions, openvino_core
 from edge_ilseg.errors import ExportError
 from edge_ilseg.files import sync_file
 
@@ -57,7 +57,7 @@ def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mappin
     from openvino._offline_transformations import apply_moc_transformations
 
     try:
-        model = ov.Core().read_model(str(onnx_path))
+        model = openvino_core().read_model(str(onnx_path))
     except RuntimeError as error:
         raise ExportError(
             "OpenVINO cannot convert the graph", where=onnx_path, found=" ".join(str(error).split())[:300]
@@ -76,8 +76,7 @@ def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mappin
 
 def executed_precisions(xml_path: Path) -> dict[str, int]:
     """How many convolutions run in each precision on this machine: `{"u8": 41}`, with float layers in f32."""
-    ov = import_openvino()
-    compiled = ov.Core().compile_model(str(xml_path), "CPU", OPENVINO_SETTINGS)
+    compiled = openvino_core().compile_model(str(xml_path), "CPU", OPENVINO_SETTINGS)
     return layer_precisions(compiled, CONVOLUTIONS)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, layer_precisions
+from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, layer_precisions, openvino_core
 from edge_ilseg.errors import MissingPackageError
 from edge_ilseg.export.float_onnx import DeployedModel
 from edge_ilseg.export.openvino_ir import CONVOLUTIONS, INTEGER_PRECISIONS
@@ -69,11 +69,10 @@ def load_openvino(path: Path, *, simulated: bool = False) -> Predict:
     Raises:
         MissingPackageError: this OpenVINO does not know the undocumented switch that simulation needs.
     """
-    ov = import_openvino()
     settings: dict[str, Any] = dict(OPENVINO_SETTINGS)
     if simulated:
         settings["LP_TRANSFORMS_MODE"] = False
-    core = ov.Core()
+    core = openvino_core()
     model = core.read_model(path)
     try:
         compiled = core.compile_model(model, "CPU", settings)

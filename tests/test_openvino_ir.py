@@ -11,7 +11,7 @@ from fakes import HEIGHT_PX, WIDTH_PX, random_images, small_model
 
 from edge_ilseg.bundle import Precision
 from edge_ilseg.calibration.collect import collect_ranges
-from edge_ilseg.devices.runtime import import_openvino
+from edge_ilseg.devices.runtime import import_openvino, openvino_core
 from edge_ilseg.errors import ExportError, MissingPackageError
 from edge_ilseg.export import sessions
 from edge_ilseg.export.float_onnx import write_float_onnx
@@ -69,7 +69,7 @@ def test_fp32_is_not_compressed_and_fp16_takes_half(folder: Path) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_input_is_uint8_nhwc_and_the_outputs_keep_their_names_and_types(folder: Path, precision: Precision) -> None:
-    model = ov.Core().read_model(folder / f"{precision}.xml")
+    model = openvino_core().read_model(folder / f"{precision}.xml")
     assert [(item.any_name, item.element_type, list(item.shape)) for item in model.inputs] == [
         ("image", ov.Type.u8, [1, HEIGHT_PX, WIDTH_PX, 3])
     ]
@@ -79,7 +79,7 @@ def test_input_is_uint8_nhwc_and_the_outputs_keep_their_names_and_types(folder: 
 
 
 def test_labels_and_our_notes_can_be_read_from_the_file(folder: Path) -> None:
-    model = ov.Core().read_model(folder / "int8.xml")
+    model = openvino_core().read_model(folder / "int8.xml")
     assert model.get_rt_info(["model_info", "labels"]).astype(str) == "background dining_table"
     assert model.get_rt_info(["model_info", "model_type"]).astype(str) == "segmentation"
     assert model.get_rt_info(["edge_ilseg", "step_id"]).astype(str) == "ab12"

@@ -218,3 +218,23 @@ def test_openvino_is_imported_without_its_telemetry(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "CPU" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+SIGNAL_AFTER_TWO_MODELS = """
+import signal, sys
+from pathlib import Path
+from edge_ilseg.devices.runtime import RUNTIMES
+first, second, third = (RUNTIMES["openvino"](Path(sys.argv[1]), None) for _ in range(3))
+del first, second, third
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_signal_can_be_handled_after_openvino_models_have_come_and_gone(tmp_path: Path) -> None:
+    """Each OpenVINO core brings a signal stack and unmaps it; Python's handlers run on it (`openvino_core`)."""
+    entry = entry_for(tmp_path / "bundle", color_network(list(GROWN)), "openvino")
+    model = tmp_path / "bundle" / entry.files[0]
+    command = [sys.executable, "-X", "faulthandler", "-c", SIGNAL_AFTER_TWO_MODELS, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

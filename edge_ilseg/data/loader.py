@@ -88,6 +88,6 @@ def training_batches(
         shuffle=False,
         num_workers=workers,
         persistent_workers=workers > 0,
-        # A forked worker inherits locks of threads that it does not have (OpenMP's, a runtime's): seen to crash.
+        # A forked worker inherits locks of threads that it does not have (OpenMP's, a runtime's).
         multiprocessing_context="spawn" if workers else None,
     )
