@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
 
 FORMAT: Final = "edge-ilseg-step"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD_NAME = "step.json"
 WEIGHTS_NAME = "model.safetensors"
 

@@ -19,10 +19,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from edge_ilseg import methods
 from edge_ilseg.data.transforms import Augmentation, check_augmentation
 from edge_ilseg.errors import ConfigError, did_you_mean
 from edge_ilseg.files import disk_error
-from edge_ilseg.methods import Method, resolve_method
+from edge_ilseg.methods import SWITCHES, Method, resolve_method
 from edge_ilseg.models.freezing import parse_freeze
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.scenario import Setup
@@ -80,7 +81,10 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepConfig(TrainConfig, frozen=True, forbid_unknown_fields=True):
-    """How an incremental step is trained: `TrainConfig` with a method. Batch norm keeps the teacher's statistics."""
+    """How an incremental step is trained: `TrainConfig` with a method. Batch norm keeps the teacher's statistics.
+
+    What is None is as the method's preset has it (`edge_ilseg.methods`).
+    """
 
     iterations: Positive = 600
     learning_rate: PositiveFloat = 0.0005
@@ -89,9 +93,19 @@ class StepConfig(TrainConfig, frozen=True, forbid_unknown_fields=True):
     method: str = "freeze+kd-output"
     freeze: str | None = None
     losses: dict[str, float] = {}
-    kd_softmax: Literal["all", "old"] = "all"
-    kd_mask: Literal["old_pixels", "all"] = "old_pixels"
-    head_init: Literal["default", "background", "scaled"] = "default"
+    cross_entropy: methods.CrossEntropy | None = None
+    logit_adjustment: methods.AdjustmentFactor | None = None
+    smallest_frequency: methods.Share | None = None
+    new_share: methods.Share | None = None
+    pseudo_labels: methods.PseudoLabels | None = None
+    kd_softmax: methods.Softmax | None = None
+    kd_mask: methods.Mask | None = None
+    kd_classes: methods.OverClasses | None = None
+    kd_temperature: methods.Factor | None = None
+    kd_alpha: methods.Factor | None = None
+    similarity_layer: methods.SimilarityLayer | None = None
+    similarity_pooling: methods.SimilarityPooling | None = None
+    head_init: methods.HeadInit | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,6 +118,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: TrainConfig = TrainConfig()
     step: StepConfig = StepConfig()
     format_version: int = CONFIG_VERSION
+
+
+def default_weights(backbone: str) -> str:
+    """Where an encoder's first weights come from unless told: `imagenet` where a package has them, else `none`."""
+    return "imagenet" if backbone.startswith("efficientnet") else "none"
 
 
 def _check_table(table: dict[str, Any], struct: type[msgspec.Struct], where: str) -> None:
@@ -125,8 +144,9 @@ def _check_table(table: dict[str, Any], struct: type[msgspec.Struct], where: str
 
 def _check_choice(value: object, hint: object, where: str) -> None:
     """Refuse a value that is not among those of a `Literal` (rule 1)."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal and value not in choices:
+    literal = next((item for item in (hint, *get_args(hint)) if get_origin(item) is Literal), None)
+    choices = get_args(literal)
+    if choices and value not in choices:
         raise ConfigError(
             "unknown value",
             where=where,
@@ -153,9 +173,7 @@ def step_method(settings: StepConfig) -> Method:
         settings.method,
         freeze=settings.freeze,
         losses=settings.losses,
-        kd_softmax=settings.kd_softmax,
-        kd_mask=settings.kd_mask,
-        head_init=settings.head_init,
+        **{name: getattr(settings, name) for name in SWITCHES},
     )
     parse_freeze(method.freeze)
     return method

@@ -1,34 +1,82 @@
-"""Methods: named weights over the loss terms, and what is frozen. A dictionary that one can read; no torch here.
+"""Methods: named weights over the loss terms, switches, and what is frozen. A dictionary that one can read; no torch.
 
 1. A method without a distillation term and without freezing is fine-tuning, the lower bound.
-2. A frozen encoder has the teacher's features, so a feature term beside it is zero: the pair is refused, not ignored.
+2. A term that is zero whatever the student does, because what it compares is frozen, is refused, not ignored.
+3. What a preset cannot be on the data at hand (a data set without background, labels that hide nothing) it is replaced
+   for, by `fit_method`, which says so; what the user set by hand is never replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from edge_ilseg.errors import ConfigError, did_you_mean
 
-TERM_NAMES = ("kd_output", "kd_feature", "kd_feature_plain")
+TERM_NAMES = (
+    "kd_output",
+    "kd_unbiased",
+    "kd_feature",
+    "kd_feature_plain",
+    "kd_dilation",
+    "kd_similarity",
+    "local_pod",
+)
+
+
+CrossEntropy = Literal["plain", "unbiased"]
+PseudoLabels = Literal["none", "entropy"]
+Softmax = Literal["all", "old"]
+Mask = Literal["old_pixels", "not_new", "all"]
+OverClasses = Literal["sum", "mean"]
+Factor = Annotated[float, Meta(gt=0)]
+AdjustmentFactor = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+SimilarityLayer = Literal["features", "branches", "logits"]
+SimilarityPooling = Literal["none", "spatial", "branches"]
+HeadInit = Literal["default", "background", "scaled"]
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one incremental step does beside cross-entropy."""
+    """What one incremental step does beside cross-entropy. Defaults are the paper's values, where it has one."""
 
     name: str
     freeze: str
     losses: dict[str, float]
     source: str
-    kd_softmax: Literal["all", "old"] = "all"
-    kd_mask: Literal["old_pixels", "all"] = "old_pixels"
-    head_init: Literal["default", "background", "scaled"] = "default"
+    cross_entropy: CrossEntropy = "plain"
+    """`unbiased`: a pixel labelled background may be any old class (MiB)."""
+    logit_adjustment: AdjustmentFactor = 0.0
+    """Factor of the classes' log frequencies in the step's labels, added to the logits in cross-entropy; 0: none."""
+    smallest_frequency: Share = 0.01
+    """With `logit_adjustment`: the frequency of a class that is rarer, or not in the labels at all."""
+    new_share: Share = 1.0
+    """Share of the trained weights in the result; the rest is the teacher's. Of new classes' weights always 1."""
+    pseudo_labels: PseudoLabels = "none"
+    """`entropy`: hidden pixels get the teacher's class where its entropy is below the class's median (PLOP)."""
+    kd_softmax: Softmax = "all"
+    kd_mask: Mask = "old_pixels"
+    kd_classes: OverClasses = "sum"
+    kd_temperature: Factor = 1.0
+    """Of `kd_output`: T, in both softmaxes."""
+    kd_alpha: Factor = 1.0
+    """Of `kd_unbiased`: factor of the teacher's logits."""
+    similarity_layer: SimilarityLayer = "branches"
+    """What `kd_similarity` compares: the encoder's output, the ASPP branches side by side, or the logits."""
+    similarity_pooling: SimilarityPooling = "none"
+    """`spatial`: averaged over the positions first; `branches`: averaged over the branches first."""
+    head_init: HeadInit = "default"
+
+
+SWITCHES = tuple(Method.__struct_fields__[4:])
+"""Names of the fields that a configuration may set by hand, beside `freeze` and `losses`."""
 
 
 _PAPER = "Michieli & Zanuttigh, arXiv 1907.13372 and 1911.03462"
+_LATER = "Michieli & Zanuttigh, arXiv 1911.03462"
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -44,23 +92,64 @@ METHODS: dict[str, Method] = {
             {"kd_output": 1.0, "kd_feature": 1.0},
             f"{_PAPER}: L'_D + L''_D, relative to the teacher's energy",
         ),
+        Method("kd-dilation", "none", {"kd_dilation": 1.0}, f"{_LATER}: L'''_D"),
+        Method("freeze+kd-dilation", "encoder", {"kd_dilation": 1.0}, f"{_LATER}: E_F + L'''_D"),
+        Method("kd-output+kd-dilation", "none", {"kd_output": 1.0, "kd_dilation": 1.0}, f"{_LATER}: L'_D + L'''_D"),
+        Method("kd-similarity", "none", {"kd_similarity": 1.0}, f"{_LATER}: L''''_D; Tung & Mori, arXiv 1907.09682"),
+        Method(
+            "kd-similarity-pooled",
+            "none",
+            {"kd_similarity": 1.0},
+            f"{_LATER}: L''''_D of the spatial average; Tung & Mori, arXiv 1907.09682",
+            similarity_pooling="spatial",
+        ),
+        Method("freeze+kd-similarity", "encoder", {"kd_similarity": 1.0}, f"{_LATER}: E_F + L''''_D"),
+        Method(
+            "ilt",
+            "none",
+            {"kd_output": 100.0, "kd_feature_plain": 100.0},
+            f"{_PAPER}: L'_D + L''_D, as Cermelli et al., arXiv 2002.00718, and their successors compare with it",
+            kd_softmax="old",
+            kd_mask="all",
+            kd_classes="mean",
+        ),
+        Method(
+            "mib",
+            "none",
+            {"kd_unbiased": 10.0},
+            "Cermelli et al., arXiv 2002.00718: unbiased cross-entropy and distillation",
+            cross_entropy="unbiased",
+            head_init="background",
+        ),
+        Method(
+            "plop",
+            "none",
+            {"local_pod": 1.0},
+            "Douillard et al., arXiv 2011.11390: local POD, pseudo-labels by median entropy",
+            pseudo_labels="entropy",
+            head_init="background",
+        ),
+        Method(
+            "balanced",
+            "encoder",
+            {"kd_output": 1.0},
+            "this project: E_F + L'_D, logits adjusted by class frequency (Menon et al., arXiv 2007.07314) and weights "
+            "averaged with the teacher's (Wortsman et al., arXiv 2109.01903); docs/adr/0008",
+            logit_adjustment=0.5,
+            new_share=0.7,
+        ),
     )
 }
 
 
 def resolve_method(
-    name: str,
-    *,
-    freeze: str | None = None,
-    losses: Mapping[str, float] | None = None,
-    kd_softmax: Literal["all", "old"] = "all",
-    kd_mask: Literal["old_pixels", "all"] = "old_pixels",
-    head_init: Literal["default", "background", "scaled"] = "default",
+    name: str, *, freeze: str | None = None, losses: Mapping[str, float] | None = None, **switches: object
 ) -> Method:
-    """A named method, with its cut point, single weights or switches replaced by hand.
+    """A named method, with its cut point, single weights or `SWITCHES` replaced by hand; None keeps the preset's.
 
     Raises:
-        ConfigError: the method or a term is unknown, a weight is negative, or the combination cannot work (rule 2).
+        ConfigError: the method, a term or a switch is unknown, a weight or a value is out of range, or the
+            combination cannot work (rule 2).
     """
     if name not in METHODS:
         raise ConfigError(
@@ -78,22 +167,85 @@ def resolve_method(
             )
         if not 0 <= weight < float("inf"):
             raise ConfigError("a loss weight is out of range", where=term, found=weight, expected="0 or more")
-    method = Method(name, freeze or preset.freeze, weights, preset.source, kd_softmax, kd_mask, head_init)
-    if method.freeze in ("encoder", "all_but_head"):
-        check_no_feature_term(method)
+    given = {key: value for key, value in switches.items() if value is not None}
+    try:
+        method = msgspec.convert(
+            {**msgspec.to_builtins(preset), "freeze": freeze or preset.freeze, "losses": weights, **given}, Method
+        )
+    except msgspec.ValidationError as error:
+        raise ConfigError("a switch of the method has a value that cannot be used", found=str(error)) from error
+    check_terms_can_move(method, encoder_frozen=method.freeze in ("encoder", "all_but_head"))
     return method
 
 
-def check_no_feature_term(method: Method) -> None:
-    """Refuse a method with a feature term, because its encoder is frozen (rule 2).
+def check_terms_can_move(method: Method, *, encoder_frozen: bool, branches_frozen: bool = False) -> None:
+    """Refuse a term that compares what is frozen with itself (rule 2).
+
+    Args:
+        method: its terms.
+        encoder_frozen: nothing of the encoder is trained.
+        branches_frozen: nothing of the ASPP branches is trained either.
 
     Raises:
-        ConfigError: it has one.
+        ConfigError: names the terms.
     """
-    feature_terms = [term for term in ("kd_feature", "kd_feature_plain") if method.losses.get(term)]
-    if feature_terms:
+    compared = {
+        "kd_feature": encoder_frozen,
+        "kd_feature_plain": encoder_frozen,
+        "kd_dilation": branches_frozen,
+        "kd_similarity": {"features": encoder_frozen, "branches": branches_frozen, "logits": False}[
+            method.similarity_layer
+        ],
+    }
+    idle = [term for term, is_frozen in compared.items() if is_frozen and method.losses.get(term)]
+    if idle:
+        what = "branches" if branches_frozen and not encoder_frozen else "features"
         raise ConfigError(
-            "a feature term beside a frozen encoder is always zero: teacher and student have the same features",
-            found=f"freeze {method.freeze!r} with {', '.join(feature_terms)}",
-            hint="drop the feature term, or freeze less (freeze = none, stem, stages:<n>)",
+            f"a term beside a frozen layer that it compares is always zero: teacher and student have the same {what}",
+            found=f"freeze {method.freeze!r} with {', '.join(idle)}",
+            hint="drop the term, or freeze less (freeze = none, stem, stages:<n>)",
         )
+
+
+def fit_method(method: Method, *, hides_old: bool, background: str | None) -> tuple[Method, tuple[str, ...]]:
+    """The method as it can be run on the data at hand (rule 3), and what was replaced, one sentence each.
+
+    Args:
+        method: as resolved.
+        hides_old: the setup hides the old classes in the new images.
+        background: name of the background class, or None.
+
+    Raises:
+        ConfigError: the method needs a background, and has `kd_output` beside `kd_unbiased`.
+    """
+    preset, notes = METHODS[method.name], []
+    if method.pseudo_labels != "none" and not hides_old:
+        method = msgspec.structs.replace(method, pseudo_labels="none")
+        notes.append("no pseudo-labels: this setup hides no label")
+    if background is None:
+        if method.losses.get("kd_output") and hides_old and method.kd_mask == preset.kd_mask == "old_pixels":
+            method = msgspec.structs.replace(method, kd_mask="not_new")
+            notes.append("distillation on every pixel that is not new: pixels of old classes are void")
+        if method.cross_entropy == "unbiased":
+            method = msgspec.structs.replace(method, cross_entropy="plain")
+            notes.append("plain cross-entropy: there is no background for old classes to hide in")
+        if method.losses.get("kd_unbiased"):
+            method = _without_background(method)
+            notes.append("distillation over the old channels in place of the unbiased one: there is no background")
+        if method.head_init == preset.head_init == "background":
+            method = msgspec.structs.replace(method, head_init="default")
+            notes.append("new classes start from random weights: there is no background")
+    return method, tuple(notes)
+
+
+def _without_background(method: Method) -> Method:
+    """What is left of unbiased distillation where no channel can stand for the new classes: the old ones alone."""
+    if method.losses.get("kd_output"):
+        raise ConfigError(
+            "unbiased distillation needs a background class, and without one it would be output distillation, which "
+            "the method has already",
+            found=f"method {method.name!r} with kd_unbiased and kd_output",
+            hint="set the weight of one of the two to 0",
+        )
+    weights = {("kd_output" if term == "kd_unbiased" else term): w for term, w in method.losses.items() if w}
+    return msgspec.structs.replace(method, losses=weights, kd_softmax="old", kd_mask="all", kd_classes="mean")

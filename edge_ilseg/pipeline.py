@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -33,10 +33,13 @@ from edge_ilseg.scenario import evaluation_lookup
 from edge_ilseg.workspace import Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edge_ilseg.bundle import Manifest
     from edge_ilseg.calibration.sample import CalibrationImages
     from edge_ilseg.export.request import ExportRequest
     from edge_ilseg.models.segmentation import SegmentationModel
+    from edge_ilseg.terms import StepFacts
 
 TRAINING_MODULES = ("torch", "lightning_fabric", "safetensors")
 EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors")
@@ -67,6 +70,7 @@ def run_plan(
             then, and those that were there are as they were.
     """
     check_extra("train", TRAINING_MODULES, "training")
+    from edge_ilseg.averaging import average_with
     from edge_ilseg.data.loader import training_batches
     from edge_ilseg.train import train
 
@@ -78,10 +82,14 @@ def run_plan(
         plan.settings,
         teacher=teacher,
         method=plan.method,
+        facts=_step_facts(plan, model),
+        find_thresholds=_threshold_finder(plan, progress),
         accelerator=accelerator,
         devices=devices,
         progress=progress,
     )
+    if teacher is not None and plan.method is not None:
+        average_with(teacher, model, plan.method.new_share)
     metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, progress)
     record = msgspec.structs.replace(
         record,
@@ -100,6 +108,28 @@ def run_plan(
             hint="mend the data, then: edge-ilseg evaluate",
         ) from unscored
     return record
+
+
+def _step_facts(plan: StepPlan, model: SegmentationModel) -> StepFacts:
+    """What the losses know of the step beside a batch."""
+    import torch
+
+    from edge_ilseg.terms import StepFacts
+
+    if plan.method is None or not plan.method.logit_adjustment:
+        return StepFacts(plan.old_count, plan.background_channel)
+    pixels = torch.tensor([*plan.view.channel_pixels, *([0] * (model.reserved_count or 0))], dtype=torch.float64)
+    frequency = (pixels / pixels.sum()).clamp(min=plan.method.smallest_frequency)
+    return StepFacts(plan.old_count, plan.background_channel, log_frequency_C=frequency.log().float())
+
+
+def _threshold_finder(plan: StepPlan, progress: ProgressCallback) -> Callable[[SegmentationModel], Tensor] | None:
+    """How sure the teacher must be, measured on the step's images once it is on its device; None without need."""
+    if plan.method is None or plan.method.pseudo_labels == "none":
+        return None
+    from edge_ilseg.pseudo_labels import entropy_thresholds
+
+    return lambda teacher: entropy_thresholds(teacher, plan.view, plan.background_channel, progress)
 
 
 def _blank_record(workspace: Workspace, plan: StepPlan, spec: ModelSpec, weights_sha256: str | None) -> StepRecord:
@@ -166,7 +196,7 @@ def _make_models(
     model.grow(
         len(plan.classes) - plan.old_count,
         init=plan.method.head_init if plan.method else "default",
-        background_channel=plan.class_names.index(plan.background) if plan.background else None,
+        background_channel=plan.background_channel,
     )
     return model, teacher, None
 

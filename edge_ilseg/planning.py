@@ -14,10 +14,11 @@ from edge_ilseg.classes import check_spelling, resolve_classes
 from edge_ilseg.config import DataConfig, StepConfig, TrainConfig, step_method
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
-from edge_ilseg.data.step_view import StepView, count_pixels, presence
+from edge_ilseg.data.step_view import StepView, channel_pixels, count_pixels, presence
 from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
-from edge_ilseg.methods import Method, check_no_feature_term
+from edge_ilseg.methods import Method, check_terms_can_move, fit_method
 from edge_ilseg.models.freezing import is_encoder_frozen
+from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import (
     check_every_class_has_an_image,
@@ -43,6 +44,8 @@ class StepPlan:
     """Whether the images are those of the workspace's own data set."""
     settings: TrainConfig
     method: Method | None
+    notes: tuple[str, ...] = ()
+    """What of the method was replaced because the data at hand has no place for it."""
 
     @property
     def index(self) -> int:
@@ -53,6 +56,11 @@ class StepPlan:
     def class_names(self) -> tuple[str, ...]:
         """Class names in channel order."""
         return tuple(item.name for item in self.classes)
+
+    @property
+    def background_channel(self) -> int | None:
+        """Channel of the background class, where the data set has one."""
+        return self.class_names.index(self.background) if self.background else None
 
     @property
     def old_count(self) -> int:
@@ -101,7 +109,10 @@ def make_step_view(
     later = later_classes(info.classes, old=old, new=new)
     selected = select_images(data.setup, shown, new=new, old=old, later=later, seed=data.partition_seed)
     check_every_class_has_an_image(data.setup, shown, selected, new=new, later=later, background=info.background)
-    return StepView(dataset, selected, label_lookup(data.setup, info.classes, info.background, old=old, new=new))
+    lookup = label_lookup(data.setup, info.classes, info.background, old=old, new=new)
+    chosen = set(selected)
+    rows_NK = pixels_NK[[image_id in chosen for image_id in image_ids]]
+    return StepView(dataset, selected, lookup, channel_pixels(rows_NK, lookup, len(old) + len(new)))
 
 
 def plan_base(
@@ -167,9 +178,8 @@ def plan_step(
     dataset = open_data(data)
     _check_background(parent, dataset.info)
     check_spelling(dataset.info.classes, parent.class_names)
-    _check_distillation_has_pixels(method, data, dataset.info)
-    if is_encoder_frozen(method.freeze, parent.model.backbone):
-        check_no_feature_term(method)
+    method, notes = fit_method(method, hides_old=data.setup != "sequential", background=dataset.info.background)
+    _check_method(method, parent.model, settings)
     new = resolve_classes(add_classes, dataset.info.classes, dataset.info.aliases)
     _check_new_to(parent, new)
     index = parent.index + 1
@@ -189,6 +199,7 @@ def plan_step(
         from_workspace=from_workspace,
         settings=TrainConfig(**{key: getattr(settings, key) for key in TrainConfig.__struct_fields__}),
         method=method,
+        notes=notes,
     )
 
 
@@ -238,14 +249,19 @@ def _check_evaluation(dataset: Dataset, data: DataConfig, classes: Sequence[str]
         evaluation_lookup(dataset.info.classes, dataset.info.background, classes)
 
 
-def _check_distillation_has_pixels(method: Method, data: DataConfig, info: DatasetInfo) -> None:
-    """Refuse a term that would be zero on every image: hidden old pixels become void, and void is in no term."""
-    if method.losses.get("kd_output") and data.setup != "sequential" and info.background is None:
+def _check_method(method: Method, model: ModelSpec, settings: StepConfig) -> None:
+    """Refuse a method that this network or this batch leaves without effect."""
+    check_terms_can_move(
+        method,
+        encoder_frozen=is_encoder_frozen(method.freeze, model.backbone),
+        branches_frozen=method.freeze == "all_but_head" and model.head != "deeplab_v2",
+    )
+    if method.losses.get("kd_similarity") and settings.batch_size < 2:
         raise ConfigError(
-            "output distillation would have no pixel to work on: the setup hides the old classes, and in a data set "
-            "without background hidden pixels become void",
-            found=f"setup {data.setup!r} with method {method.name!r}",
-            hint="use the setup sequential, or a method without kd_output (--method freeze)",
+            "similarity distillation compares the images of a batch with each other",
+            where="batch_size",
+            found=settings.batch_size,
+            expected="2 or more",
         )
 
 

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,20 @@ from torch import Tensor
 
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.errors import TrainingError
-from edge_ilseg.losses import LossInputs, check_finite, cross_entropy, distillation_loss
+from edge_ilseg.losses import cross_entropy
 from edge_ilseg.methods import Method
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import ProgressCallback
+from edge_ilseg.terms import (
+    LossInputs,
+    StepFacts,
+    check_finite,
+    classification_term,
+    distillation_terms,
+    needs_teacher,
+)
 
 
 class WorkerDone(Exception):
@@ -74,6 +82,8 @@ def train(
     *,
     teacher: SegmentationModel | None = None,
     method: Method | None = None,
+    facts: StepFacts | None = None,
+    find_thresholds: Callable[[SegmentationModel], Tensor] | None = None,
     accelerator: str = "auto",
     devices: int = 1,
     progress: ProgressCallback,
@@ -86,6 +96,8 @@ def train(
         settings: optimiser, schedule and batch norm mode.
         teacher: the parent's network; needed when the method has a distillation term.
         method: freezing and loss weights; `None` at step 0.
+        facts: what the method's losses know of the step; needed with a method.
+        find_thresholds: called once with the teacher on its device, for a method with pseudo-labels.
         accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
         devices: processes, one on each device; Fabric starts the same command in the others. Each batch is divided
             among them.
@@ -95,17 +107,22 @@ def train(
         TrainingError: a loss is not finite, everything is frozen, or the batch cannot be divided.
         WorkerDone: in every process but the first, at the end.
     """
+    if method is not None and facts is None:
+        raise ValueError("a method's losses need the facts of the step")
     fabric = _make_fabric(accelerator, devices, settings)
     fabric.seed_everything(settings.seed, verbose=False)
     model.set_frozen(method.freeze if method else "none")
     model.set_batch_norm(settings.batch_norm)
     model.train()
-    weights = {name: weight for name, weight in (method.losses if method else {}).items() if weight}
     optimizer = make_optimizer(model, settings)
     student, optimizer = fabric.setup(model, optimizer)
     student.mark_forward_method("decode")
+    if method is None or not needs_teacher(method):
+        teacher = None
     if teacher is not None:
         fabric.to_device(teacher.requires_grad_(False).eval())
+    if teacher is not None and facts is not None and find_thresholds is not None:
+        facts = replace(facts, thresholds_K=find_thresholds(teacher))
     features_are_shared = method is not None and is_encoder_frozen(method.freeze, model.spec.backbone)
     loader = fabric.setup_dataloaders(batches) if isinstance(batches, torch.utils.data.DataLoader) else batches
 
@@ -116,9 +133,7 @@ def train(
             group["lr"] = scheduled_rate(group["peak_lr"], settings, iteration)
         images_NCHW = normalize(images_NHWC, model.spec)
         with fabric.autocast():
-            terms = _loss_terms(
-                student, teacher if weights else None, method, images_NCHW, labels_NHW, features_are_shared
-            )
+            terms = _loss_terms(student, teacher, method, facts, images_NCHW, labels_NHW, features_are_shared)
         check_finite(terms, iteration)
         loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -171,27 +186,23 @@ def _loss_terms(
     student: Any,
     teacher: SegmentationModel | None,
     method: Method | None,
+    facts: StepFacts | None,
     images_NCHW: Tensor,
     labels_NHW: Tensor,
     features_are_shared: bool,
 ) -> dict[str, Tensor]:
     """Cross-entropy and the method's weighted distillation terms for one batch."""
     height_px, width_px = images_NCHW.shape[2:]
-    if teacher is None or method is None:
+    if method is None or facts is None:
         return {"cross_entropy": cross_entropy(student(images_NCHW).logits_NCHW, labels_NHW)}
+    if teacher is None:
+        logits_NCHW = student(images_NCHW).logits_NCHW
+        return {"cross_entropy": classification_term(logits_NCHW, labels_NHW, method, facts, None)}
     with torch.no_grad():
-        teacher_output = teacher(images_NCHW)
+        seen = teacher(images_NCHW)
     if features_are_shared:
-        output = student.decode(teacher_output.features_NCHW, height_px, width_px)
+        output = student.decode(seen.features_NCHW, height_px, width_px, seen.stages)
     else:
         output = student(images_NCHW)
-    inputs = LossInputs(
-        student_logits_NCHW=output.logits_NCHW,
-        teacher_logits_NKHW=teacher_output.logits_NCHW,
-        student_features_NCHW=output.features_NCHW,
-        teacher_features_NCHW=teacher_output.features_NCHW,
-        labels_NHW=labels_NHW,
-        softmax=method.kd_softmax,
-        mask=method.kd_mask,
-    )
-    return {"cross_entropy": cross_entropy(output.logits_NCHW, labels_NHW)} | distillation_loss(inputs, method.losses)
+    term = classification_term(output.logits_NCHW, labels_NHW, method, facts, seen.logits_NCHW)
+    return {"cross_entropy": term} | distillation_terms(LossInputs(output, seen, labels_NHW, method, facts))

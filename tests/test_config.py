@@ -69,7 +69,7 @@ def test_a_rendered_configuration_reads_back_the_same() -> None:
         (MINIMAL + '[step]\nmethod = "kd-ouput"\n', r"(?s)\[step\].*'kd-ouput'.*did you mean 'kd-output'"),
         (MINIMAL + '[step]\nfreeze = "encodr"\n', r"(?s)\[step\] freeze.*did you mean 'encoder'"),
         (MINIMAL + "[step.losses]\nkd_out = 1\n", r"(?s)\[step\].*did you mean 'kd_output'"),
-        (MINIMAL + '[step]\nmethod = "kd-feature"\nfreeze = "encoder"\n', "feature term beside a frozen encoder"),
+        (MINIMAL + '[step]\nmethod = "kd-feature"\nfreeze = "encoder"\n', "term beside a frozen layer"),
         ("format_version = 9\n" + MINIMAL, "version"),
         ("[data\n", "not valid TOML"),
         ('[data]\nkind = "shapes"\n', "classes"),

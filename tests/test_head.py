@@ -92,3 +92,26 @@ def test_background_init_without_a_background_class_is_refused(channel: int | No
     with pytest.raises(ConfigError, match="background class"):
         head.grow(1, "background", background_channel=channel)
     assert head.class_counts == (2,)
+
+
+def test_reserved_channels_take_part_in_training_and_in_nothing_else() -> None:
+    torch.manual_seed(0)
+    head = GrowingClassifier(8, (3,), reserved=2)
+    assert head.train()(FEATURES).shape[1] == 5
+    assert head.eval()(FEATURES).shape[1] == 3
+    assert head.class_counts == (3,)
+
+
+def test_growing_a_preallocated_head_takes_reserved_channels_in_their_order() -> None:
+    torch.manual_seed(0)
+    head = GrowingClassifier(8, (3,), reserved=3)
+    whole = head.train()(FEATURES)
+    head.grow(2)
+    assert (head.class_counts, head.reserved_count) == ((3, 2), 1)
+    torch.testing.assert_close(head(FEATURES), whole)
+    torch.testing.assert_close(head.eval()(FEATURES), whole[:, :5])
+    with pytest.raises(ConfigError, match=r"no room for the new classes(.|\n)*preallocated_classes"):
+        head.grow(2)
+    head.grow(1)
+    assert (head.class_counts, head.reserved) == ((3, 2, 1), None)
+    torch.testing.assert_close(head.train()(FEATURES), whole)

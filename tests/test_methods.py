@@ -1,11 +1,12 @@
-"""Methods: named weights, replaced by hand, and combinations that cannot work."""
+"""Methods: named weights, replaced by hand, combinations that cannot work, and what the data has no place for."""
 
 from __future__ import annotations
 
 import pytest
 
+from edge_ilseg.config import StepConfig
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.methods import METHODS, resolve_method
+from edge_ilseg.methods import METHODS, SWITCHES, check_terms_can_move, fit_method, resolve_method
 
 
 def test_fine_tuning_freezes_nothing_and_distils_nothing() -> None:
@@ -43,3 +44,69 @@ def test_a_misspelt_method_or_term_gets_the_nearest_name() -> None:
 def test_a_weight_that_makes_no_sense_is_refused(weight: float) -> None:
     with pytest.raises(ConfigError, match="out of range"):
         resolve_method("kd-output", losses={"kd_output": weight})
+
+
+def test_the_methods_of_the_papers_are_there_with_their_weights_and_switches() -> None:
+    assert METHODS["kd-dilation"].losses == {"kd_dilation": 1.0}
+    assert METHODS["kd-similarity-pooled"].similarity_pooling == "spatial"
+    ilt = METHODS["ilt"]
+    assert (ilt.losses, ilt.kd_softmax, ilt.kd_mask, ilt.kd_classes) == (
+        {"kd_output": 100.0, "kd_feature_plain": 100.0}, "old", "all", "mean"
+    )  # fmt: skip
+    assert (METHODS["mib"].cross_entropy, METHODS["mib"].head_init) == ("unbiased", "background")
+    assert (METHODS["plop"].pseudo_labels, METHODS["plop"].losses) == ("entropy", {"local_pod": 1.0})
+    assert all(method.kd_temperature == method.kd_alpha == 1.0 for method in METHODS.values())
+
+
+def test_every_switch_can_be_set_in_a_configuration_and_is_the_methods_own_where_it_is_not() -> None:
+    assert set(SWITCHES) <= set(StepConfig.__struct_fields__)
+    assert all(getattr(StepConfig(), name) is None for name in SWITCHES)
+    assert resolve_method("ilt", kd_mask=None).kd_mask == "all"
+    assert resolve_method("ilt", kd_mask="not_new").kd_mask == "not_new"
+
+
+@pytest.mark.parametrize("switch", [{"kd_temperature": 0.0}, {"kd_mask": "none"}, {"no_such": 1}])
+def test_a_switch_that_makes_no_sense_is_refused(switch: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="switch of the method"):
+        resolve_method("kd-output", **switch)
+
+
+def test_a_term_that_compares_frozen_branches_is_refused() -> None:
+    for name in ("kd-dilation", "kd-similarity"):
+        check_terms_can_move(METHODS[name], encoder_frozen=True)
+        with pytest.raises(ConfigError, match="always zero"):
+            check_terms_can_move(METHODS[name], encoder_frozen=True, branches_frozen=True)
+    logits = resolve_method("kd-similarity", similarity_layer="logits")
+    check_terms_can_move(logits, encoder_frozen=True, branches_frozen=True)
+    with pytest.raises(ConfigError, match="same features"):
+        resolve_method("kd-similarity", similarity_layer="features", freeze="encoder")
+
+
+def test_a_method_stays_as_it_is_where_the_data_has_a_background_and_hides_old_classes() -> None:
+    for method in METHODS.values():
+        assert fit_method(method, hides_old=True, background="background") == (method, ())
+
+
+def test_pseudo_labels_have_nothing_to_complete_where_nothing_is_hidden() -> None:
+    method, notes = fit_method(METHODS["plop"], hides_old=False, background="background")
+    assert method.pseudo_labels == "none"
+    assert notes == ("no pseudo-labels: this setup hides no label",)
+
+
+def test_without_a_background_unbiased_terms_become_what_is_left_of_them() -> None:
+    method, notes = fit_method(METHODS["mib"], hides_old=True, background=None)
+    assert (method.cross_entropy, method.head_init) == ("plain", "default")
+    assert method.losses == {"kd_output": 10.0}
+    assert (method.kd_softmax, method.kd_mask, method.kd_classes) == ("old", "all", "mean")
+    assert len(notes) == 3
+    both = resolve_method("mib", losses={"kd_output": 1.0})
+    with pytest.raises(ConfigError, match="needs a background class"):
+        fit_method(both, hides_old=True, background=None)
+
+
+def test_where_old_pixels_are_void_output_distillation_covers_them_unless_the_user_chose_the_pixels() -> None:
+    method, notes = fit_method(METHODS["kd-output"], hides_old=True, background=None)
+    assert (method.kd_mask, len(notes)) == ("not_new", 1)
+    assert fit_method(METHODS["kd-output"], hides_old=False, background=None) == (METHODS["kd-output"], ())
+    by_hand = resolve_method("kd-output", kd_mask="all")
+    assert fit_method(by_hand, hides_old=True, background=None) == (by_hand, ())

@@ -100,7 +100,8 @@ def test_every_method_makes_a_step_that_loads(workspace: Workspace, method: str)
     base = workspace.read_step("0")
     record = step(workspace, "star", method=method)
     load_model(workspace.step_folder(record.name), record)
-    assert record.method == METHODS[method]
+    assert record.method is not None
+    assert (record.method.name, record.method.losses) == (method, METHODS[method].losses)
     assert (record.encoder_sha256 == base.encoder_sha256) == method.startswith("freeze")
 
 
@@ -196,15 +197,46 @@ def test_a_partitioned_step_learns_from_no_image_of_another_whatever_the_trainin
         plan_step(workspace, ["star", "triangle"], data=moved)
 
 
-def test_distillation_that_would_have_no_pixel_is_refused(msrc_root: Path, tmp_path: Path) -> None:
+def test_where_old_pixels_are_void_distillation_covers_them(msrc_root: Path, tmp_path: Path) -> None:
     data = DataConfig("msrc", str(msrc_root), setup="disjoint")
     info = open_data(data).info
     config = Config(data, ClassesConfig(tuple(n for n in info.classes if n != "boat")), SPEC, "none", CONFIG.train)
     workspace = create_workspace(tmp_path / "work", config)
     run_plan(workspace, plan_base(workspace), accelerator="cpu")
-    with pytest.raises(ConfigError, match="no pixel to work on"):
-        plan_step(workspace, ["boat"], CONFIG.step)
-    assert plan_step(workspace, ["boat"], msgspec.structs.replace(CONFIG.step, method="freeze")).old_count == 20
+    plan = plan_step(workspace, ["boat"], CONFIG.step)
+    assert plan.method is not None
+    assert plan.method.kd_mask == "not_new"
+    assert plan.notes == ("distillation on every pixel that is not new: pixels of old classes are void",)
+    record = run_plan(workspace, plan, accelerator="cpu")
+    assert record.method == plan.method
+
+
+@pytest.mark.parametrize("name", ["mib", "plop", "kd-similarity-pooled"])
+def test_a_later_method_learns_a_step_in_which_old_classes_are_hidden(workspace: Workspace, name: str) -> None:
+    hidden = Workspace(
+        workspace.root,
+        msgspec.structs.replace(workspace.config, data=msgspec.structs.replace(DATA, setup="disjoint")),
+    )
+    plan = plan_step(hidden, ["star"], msgspec.structs.replace(CONFIG.step, method=name))
+    assert plan.notes == ()
+    record = run_plan(hidden, plan, accelerator="cpu")
+    assert record.method == METHODS[name]
+    assert record.metrics["val"].miou_all is not None
+
+
+def test_a_preallocated_head_has_room_for_so_many_classes_and_no_more(tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(SPEC, preallocated_classes=1)
+    workspace = create_workspace(tmp_path / "work", msgspec.structs.replace(CONFIG, model=spec))
+    run_plan(workspace, plan_base(workspace), accelerator="cpu")
+    record = step(workspace, "star")
+    assert load_model(workspace.step_folder(record.name), record).class_count == 8
+    with pytest.raises(ConfigError, match="no room for the new classes"):
+        step(workspace, "triangle")
+
+
+def test_similarity_of_a_single_image_is_refused_before_training(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match="compares the images of a batch"):
+        step(workspace, "star", method="kd-similarity", batch_size=1)
 
 
 def test_a_feature_term_beside_all_stages_frozen_is_refused(workspace: Workspace) -> None:

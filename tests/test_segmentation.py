@@ -78,7 +78,7 @@ def test_every_parameter_gets_a_gradient(backbone: Backbone, head: Head) -> None
 def test_growing_leaves_the_old_logits_bit_identical(backbone: Backbone, head: Head, init: GrowInit) -> None:
     net = model(backbone, head).eval()
     with torch.no_grad():
-        features_NCHW = net.encode(torch.randn(1, 3, 48, 64))
+        features_NCHW = net.encode(torch.randn(1, 3, 48, 64))[-1]
         before_NCHW, _ = net.decoder(features_NCHW)
         enlarged_before_NCHW = net.decode(features_NCHW, 48, 64).logits_NCHW
         net.grow(4, init)
@@ -94,7 +94,7 @@ def test_growing_leaves_the_old_logits_bit_identical(backbone: Backbone, head: H
 def test_background_init_shares_out_the_probability_of_background(head: Head) -> None:
     net = model("tiny", head).eval()
     with torch.no_grad():
-        features_NCHW = net.encode(torch.randn(1, 3, 48, 64))
+        features_NCHW = net.encode(torch.randn(1, 3, 48, 64))[-1]
         before_NCHW, _ = net.decoder(features_NCHW)
         net.grow(3, "background", background_channel=0)
         after_NCHW, _ = net.decoder(features_NCHW)

@@ -20,9 +20,11 @@ from edge_ilseg.models.segmentation import SegmentationModel, build_model
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import no_progress
 from edge_ilseg.scenario import label_lookup
+from edge_ilseg.terms import StepFacts
 from edge_ilseg.train import make_optimizer, scheduled_rate, train
 
 SPEC = ModelSpec(backbone="tiny", decoder_channels=16, input_height_px=32, input_width_px=32)
+FACTS = StepFacts(old_count=8, background=0)
 SETTINGS = TrainConfig(iterations=4, batch_size=2, learning_rate=0.05, batch_norm="eval")
 
 
@@ -50,6 +52,7 @@ def run(view: StepView, method: Method, settings: TrainConfig = SETTINGS) -> Seg
         settings,
         teacher=teacher,
         method=method,
+        facts=FACTS,
         accelerator="cpu",
         progress=no_progress,
     )
@@ -118,6 +121,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_step(view: StepVie
             SETTINGS,
             teacher=teacher,
             method=METHODS["finetune"],
+            facts=FACTS,
             accelerator="cpu",
             progress=no_progress,
         )

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("edge_ilseg.cli.training", "train", "Train step 0 on the base classes."),
     "step": ("edge_ilseg.cli.training", "step", "Teach the model new classes without the old images."),
     "evaluate": ("edge_ilseg.cli.training", "evaluate", "Score a step: IoU per class, mIoU old / new / all."),
+    "scenario": ("edge_ilseg.cli.scenario", "scenario", "Compare methods over whole scenarios and several seeds."),
     "steps": ("edge_ilseg.cli.workspace", "steps", "List the steps of a workspace."),
     "export": ("edge_ilseg.cli.export", "export", "Make a bundle: ONNX and OpenVINO, fp32, fp16 and int8."),
     "verify": ("edge_ilseg.cli.verify", "verify", "Judge a bundle on this device, without torch."),

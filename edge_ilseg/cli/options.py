@@ -154,3 +154,15 @@ def data_config(
         default, train_split=train_split, eval_split=eval_split, options={**default.options, **options}
     )
     return changed
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"160x112"` to width and height in pixels.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ConfigError("the size cannot be read", where="--size", found=repr(text), expected="such as 160x112")
+    return int(width), int(height)

@@ -201,6 +201,7 @@ def describe_plan(plan: StepPlan) -> str:
         f"{plan.name}: {len(plan.view.image_ids)} images, {len(added)} new "
         f"{'class' if len(added) == 1 else 'classes'} ({', '.join(added)}), "
         f"{plan.settings.iterations} iterations of {plan.settings.batch_size}{method}"
+        + "".join(f"\n  {note}" for note in plan.notes)
     )
 
 

@@ -7,10 +7,9 @@ from typing import get_args
 
 import click
 
-from edge_ilseg.cli.options import json_option, names, parse_data_options, workspace_argument
-from edge_ilseg.config import ClassesConfig, Config, DataConfig, override
+from edge_ilseg.cli.options import json_option, names, parse_data_options, parse_size, workspace_argument
+from edge_ilseg.config import ClassesConfig, Config, DataConfig, default_weights, override
 from edge_ilseg.data import DATASETS
-from edge_ilseg.errors import ConfigError
 from edge_ilseg.models.spec import Backbone
 from edge_ilseg.scenario import SETUPS
 
@@ -90,7 +89,7 @@ def init(
         chosen = tuple(name for name in info.classes if name not in later)
     else:
         chosen = names(base_classes)
-    width_px, height_px = _parse_size(size) if size else (None, None)
+    width_px, height_px = parse_size(size) if size else (None, None)
     default = Config(data=data, classes=ClassesConfig(base=resolve_base(chosen, info)))
     model = override(
         default.model,
@@ -100,19 +99,12 @@ def init(
         input_width_px=width_px,
         input_height_px=height_px,
     )
-    weights = weights or ("imagenet" if model.backbone.startswith("efficientnet") else "none")
+    weights = weights or default_weights(model.backbone)
     if weights not in ("imagenet", "none"):
         weights = str(Path(weights).resolve())
     workspace = create_workspace(folder, msgspec.structs.replace(default, weights=weights, model=model))
     click.echo(f"workspace {folder}: step 0 gets {len(default.classes.base)} classes; next: edge-ilseg train {folder}")
     click.echo(f"settings: {workspace.root / 'edge-ilseg.toml'}")
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ConfigError("the size cannot be read", where="--size", found=repr(text), expected="such as 160x112")
-    return int(width), int(height)
 
 
 @click.command()

@@ -21,6 +21,8 @@ class StepView(msgspec.Struct, frozen=True, eq=False):
     image_ids: tuple[str, ...]
     lookup: NDArray[np.uint8]
     """uint8 [256], label id -> channel; from `scenario.label_lookup` or `scenario.evaluation_lookup`."""
+    channel_pixels: tuple[int, ...] = ()
+    """Labelled pixels of each channel in these images, where they were counted."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -73,6 +75,13 @@ def presence(info: DatasetInfo, image_ids: Sequence[str], pixels_NK: NDArray[np.
         )
         for image_id, row in zip(image_ids, pixels_NK, strict=True)
     }
+
+
+def channel_pixels(pixels_NK: NDArray[np.int64], lookup: NDArray[np.uint8], channel_count: int) -> tuple[int, ...]:
+    """Pixels of each channel, from the pixels of each label id in some images and the step's `lookup`."""
+    counts = np.zeros(256, dtype=np.int64)
+    np.add.at(counts, lookup[: pixels_NK.shape[1]], pixels_NK.sum(axis=0))
+    return tuple(int(count) for count in counts[:channel_count])
 
 
 def class_pixels(info: DatasetInfo, pixels_NK: NDArray[np.int64]) -> dict[str, int]:

@@ -25,12 +25,13 @@ class DeepLabV2(nn.Module):
         in_channels: channels of the features.
         rates: dilation of each branch.
         class_counts: classes of each step.
+        reserved: channels for classes of later steps.
     """
 
-    def __init__(self, in_channels: int, rates: Sequence[int], class_counts: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, rates: Sequence[int], class_counts: Sequence[int], reserved: int = 0) -> None:
         super().__init__()
         self.classifiers = nn.ModuleList(
-            GrowingClassifier(in_channels, class_counts, kernel=3, dilation=rate) for rate in rates
+            GrowingClassifier(in_channels, class_counts, kernel=3, dilation=rate, reserved=reserved) for rate in rates
         )
 
     def forward(self, features_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -79,16 +80,19 @@ class DeepLabV3(nn.Module):
         channels: of each branch and of the projection.
         rates: dilation of each separable branch.
         class_counts: classes of each step.
+        reserved: channels for classes of later steps.
     """
 
-    def __init__(self, in_channels: int, channels: int, rates: Sequence[int], class_counts: Sequence[int]) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, rates: Sequence[int], class_counts: Sequence[int], reserved: int = 0
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList([ConvBatchNorm(nn.Conv2d(in_channels, channels, 1, bias=False), "relu")])
         self.branches.extend(_separable(in_channels, channels, rate) for rate in rates)
         self.pooling = ImagePooling(in_channels, channels)
         merged = channels * (len(self.branches) + 1)
         self.projection = ConvBatchNorm(nn.Conv2d(merged, channels, 1, bias=False), "relu")
-        self.classifiers = nn.ModuleList([GrowingClassifier(channels, class_counts)])
+        self.classifiers = nn.ModuleList([GrowingClassifier(channels, class_counts, reserved=reserved)])
 
     def forward(self, features_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits N x K x h x w, and the branches' outputs before they are merged, N x `channels` x h x w each."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_ilseg.models.layers import Activation, Conv2dSame, ConvBatchNorm, stage_geometry
+from edge_ilseg.models.layers import Activation, Conv2dSame, ConvBatchNorm, StagedEncoder, stage_geometry
 
 STEM_CHANNELS = 32
 CLASSIFIER_CHANNELS = 1280
@@ -122,7 +122,7 @@ class Classifier(nn.Module):
         return logits_NK
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(StagedEncoder):
     """Encoder of an EfficientNet-Lite; `class_count` adds the classifier of the classification network.
 
     Args:
@@ -158,13 +158,6 @@ class EfficientNetLite(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
         self.out_channels = channels
         self.classifier = Classifier(channels, class_count) if class_count is not None else None
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Normalised images N x 3 x H x W to features N x `out_channels` x ceil(H / s) x ceil(W / s)."""
-        x_NCHW: Tensor = self.stem(images_NCHW)
-        for stage in self.stages:
-            x_NCHW = stage(x_NCHW)
-        return x_NCHW
 
     def classify(self, images_NCHW: Tensor) -> Tensor:
         """Normalised images to ImageNet logits N x K.

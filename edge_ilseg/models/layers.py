@@ -102,3 +102,24 @@ def stage_geometry(stem_stride: int, strides: Sequence[int], output_stride: int)
         reached *= stride
         geometry.append(StageGeometry(stride, first_dilation, dilation))
     return geometry
+
+
+class StagedEncoder(nn.Module):
+    """What every encoder is: a stem, and stages one behind another; the output of the last one are the features."""
+
+    stem: nn.Module
+    stages: nn.ModuleList
+    out_channels: int
+
+    def stage_outputs(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images N x 3 x H x W to the output of each stage."""
+        x_NCHW: Tensor = self.stem(images_NCHW)
+        outputs = []
+        for stage in self.stages:
+            x_NCHW = stage(x_NCHW)
+            outputs.append(x_NCHW)
+        return tuple(outputs)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Normalised images N x 3 x H x W to features N x `out_channels` x ceil(H / s) x ceil(W / s)."""
+        return self.stage_outputs(images_NCHW)[-1]

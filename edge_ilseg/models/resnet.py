@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_ilseg.models.layers import BatchNorm2d, ConvBatchNorm, StageGeometry, stage_geometry
+from edge_ilseg.models.layers import BatchNorm2d, ConvBatchNorm, StagedEncoder, StageGeometry, stage_geometry
 
 STAGE_CHANNELS = (64, 128, 256, 512)
 STAGE_STRIDES = (1, 2, 2, 2)
@@ -98,7 +98,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y_NCHW)) + self.downsample(x_NCHW))
 
 
-class ResNet(nn.Module):
+class ResNet(StagedEncoder):
     """Encoder of a ResNet: everything before the pooling.
 
     Args:
@@ -122,13 +122,6 @@ class ResNet(nn.Module):
                 in_channels = channels * block.expansion
             self.stages.append(stage)
         self.out_channels = in_channels
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Normalised images N x 3 x H x W to features N x `out_channels` x ceil(H / s) x ceil(W / s)."""
-        x_NCHW: Tensor = self.stem(images_NCHW)
-        for stage in self.stages:
-            x_NCHW = stage(x_NCHW)
-        return x_NCHW
 
 
 def state_name(variant: str, public_name: str) -> str:  # noqa: ARG001  (one signature for every family)

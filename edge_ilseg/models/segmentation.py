@@ -22,17 +22,15 @@ from edge_ilseg.models.deeplab import DeepLabV2, DeepLabV3
 from edge_ilseg.models.efficientnet_lite import EfficientNetLite
 from edge_ilseg.models.freezing import frozen_modules
 from edge_ilseg.models.head import GrowingClassifier, GrowInit, check_growth
-from edge_ilseg.models.layers import BatchNorm2d
+from edge_ilseg.models.layers import BatchNorm2d, StagedEncoder
 from edge_ilseg.models.resnet import ResNet
 from edge_ilseg.models.spec import Backbone, Head, ModelSpec, aspp_rates
 from edge_ilseg.models.tiny import Tiny
 
-Encoder = EfficientNetLite | ResNet | Tiny
-"""An encoder has `stem`, `stages` (nn.ModuleList) and `out_channels`, and maps images to features."""
 Decoder = DeepLabV2 | DeepLabV3
 """A decoder has `classifiers` and maps features to (logits, branches) at the features' size."""
 
-BACKBONES: dict[Backbone, Callable[[int], Encoder]] = {
+BACKBONES: dict[Backbone, Callable[[int], StagedEncoder]] = {
     # name: output stride -> encoder
     "efficientnet_lite0": lambda output_stride: EfficientNetLite("efficientnet_lite0", output_stride),
     "efficientnet_lite1": lambda output_stride: EfficientNetLite("efficientnet_lite1", output_stride),
@@ -43,10 +41,12 @@ BACKBONES: dict[Backbone, Callable[[int], Encoder]] = {
     "tiny": Tiny,
 }
 
-HEADS: dict[Head, Callable[[ModelSpec, int, Sequence[int]], Decoder]] = {
-    # name: spec, channels of the features, classes per step -> decoder
-    "deeplab_v2": lambda spec, channels, counts: DeepLabV2(channels, aspp_rates(spec), counts),
-    "deeplab_v3": lambda spec, channels, counts: DeepLabV3(channels, spec.decoder_channels, aspp_rates(spec), counts),
+HEADS: dict[Head, Callable[[ModelSpec, int, Sequence[int], int], Decoder]] = {
+    # name: spec, channels of the features, classes per step, channels for later ones -> decoder
+    "deeplab_v2": lambda spec, channels, counts, reserved: DeepLabV2(channels, aspp_rates(spec), counts, reserved),
+    "deeplab_v3": lambda spec, channels, counts, reserved: DeepLabV3(
+        channels, spec.decoder_channels, aspp_rates(spec), counts, reserved
+    ),
 }
 
 
@@ -59,6 +59,8 @@ class SegmentationOutput(NamedTuple):
     """The encoder's output."""
     branches: tuple[Tensor, ...]
     """Outputs of the ASPP branches before they are merged; per-class logits with DeepLab v2."""
+    stages: tuple[Tensor, ...]
+    """Outputs of the encoder's stages, the last of them the features; the features alone where they were given."""
 
 
 class SegmentationModel(nn.Module):
@@ -69,7 +71,7 @@ class SegmentationModel(nn.Module):
         freeze: the cut point in force, see `set_frozen`.
     """
 
-    def __init__(self, spec: ModelSpec, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, spec: ModelSpec, encoder: StagedEncoder, decoder: Decoder) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = encoder
@@ -92,20 +94,31 @@ class SegmentationModel(nn.Module):
         """Classes of all steps."""
         return sum(self.class_counts)
 
-    def encode(self, images_NCHW: Tensor) -> Tensor:
-        """Normalised images, float, N x 3 x H x W, to features N x C x ceil(H / s) x ceil(W / s)."""
-        features_NCHW: Tensor = self.encoder(images_NCHW)
-        return features_NCHW
+    @property
+    def reserved_count(self) -> int | None:
+        """Channels that a preallocated head has left for later classes; None where the head grows."""
+        classifier = self.classifiers[0]
+        return (classifier.reserved_count or 0) if self.spec.preallocated_classes else None
 
-    def decode(self, features_NCHW: Tensor, height_px: int, width_px: int) -> SegmentationOutput:
+    def encode(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images, float, N x 3 x H x W, to the output of each stage of the encoder.
+
+        The last one are the features, N x C x ceil(H / s) x ceil(W / s).
+        """
+        return self.encoder.stage_outputs(images_NCHW)
+
+    def decode(
+        self, features_NCHW: Tensor, height_px: int, width_px: int, stages: tuple[Tensor, ...] | None = None
+    ) -> SegmentationOutput:
         """Features to logits, bilinearly enlarged to `height_px` x `width_px` (pixel centres, not corners, aligned)."""
         logits_NCHW, branches = self.decoder(features_NCHW)
         logits_NCHW = F.interpolate(logits_NCHW, size=(height_px, width_px), mode="bilinear", align_corners=False)
-        return SegmentationOutput(logits_NCHW, features_NCHW, branches)
+        return SegmentationOutput(logits_NCHW, features_NCHW, branches, stages or (features_NCHW,))
 
     def forward(self, images_NCHW: Tensor) -> SegmentationOutput:
         """Normalised images, float, N x 3 x H x W of any size, to logits of that size."""
-        return self.decode(self.encode(images_NCHW), images_NCHW.shape[2], images_NCHW.shape[3])
+        stages = self.encode(images_NCHW)
+        return self.decode(stages[-1], images_NCHW.shape[2], images_NCHW.shape[3], stages)
 
     def grow(self, new_count: int, init: GrowInit = "default", background_channel: int | None = None) -> None:
         """Append `new_count` channels for a new step (rule 1); `class_counts` gets one entry more.
@@ -115,9 +128,9 @@ class SegmentationModel(nn.Module):
         probability of background is shared out evenly. With several classifiers that are summed, each takes its share.
 
         Raises:
-            ConfigError: no class to add, or `background` without a background channel.
+            ConfigError: no class to add, no room in a preallocated head, or `background` without a background channel.
         """
-        check_growth(new_count, init, background_channel, self.class_count)
+        check_growth(new_count, init, background_channel, self.class_count, self.reserved_count)
         shift = math.log(new_count + 1) / len(self.classifiers)
         for classifier in self.classifiers:
             classifier.grow(new_count, init, background_channel=background_channel, background_shift=shift)
@@ -173,4 +186,5 @@ def build_model(spec: ModelSpec, class_counts: Sequence[int]) -> SegmentationMod
     if not class_counts or min(class_counts) < 1:
         raise ConfigError("every step needs at least one class", found=list(class_counts))
     encoder = BACKBONES[spec.backbone](spec.output_stride)
-    return SegmentationModel(spec, encoder, HEADS[spec.head](spec, encoder.out_channels, class_counts))
+    reserved = max(spec.preallocated_classes - sum(class_counts[1:]), 0)
+    return SegmentationModel(spec, encoder, HEADS[spec.head](spec, encoder.out_channels, class_counts, reserved))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from edge_ilseg.errors import ConfigError
 
@@ -26,6 +27,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoder_channels: int = 128
     input_height_px: int = 112
     input_width_px: int = 160
+    preallocated_classes: Annotated[int, Meta(ge=0)] = 0
+    """Channels that step 0 makes for the classes of all later steps, as the published code does; 0: the head grows."""
     aspp_rates: tuple[int, ...] | None = None
     """Dilations of the head's 3x3 convolutions, in feature pixels; None: by the rule of `aspp_rates`."""
 

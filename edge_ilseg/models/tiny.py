@@ -6,9 +6,9 @@ State names: `stem.{conv,bn}`, `stages.<stage>.<layer>.{conv,bn}`.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from edge_ilseg.models.layers import ConvBatchNorm, stage_geometry
+from edge_ilseg.models.layers import ConvBatchNorm, StagedEncoder, stage_geometry
 
 STEM_CHANNELS = 24
 STAGE_CHANNELS = (32, 64, 96)
@@ -19,7 +19,7 @@ def _conv_bn(in_channels: int, out_channels: int, stride: int, dilation: int) ->
     return ConvBatchNorm(conv, "relu6")
 
 
-class Tiny(nn.Module):
+class Tiny(StagedEncoder):
     """Stem and three stages of two 3x3 convolutions with batch norm and ReLU6.
 
     Args:
@@ -37,10 +37,3 @@ class Tiny(nn.Module):
             self.stages.append(nn.Sequential(first, _conv_bn(channels, channels, 1, dilation)))
             in_channels = channels
         self.out_channels = in_channels
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Normalised images N x 3 x H x W to features N x `out_channels` x ceil(H / s) x ceil(W / s)."""
-        x_NCHW: Tensor = self.stem(images_NCHW)
-        for stage in self.stages:
-            x_NCHW = stage(x_NCHW)
-        return x_NCHW

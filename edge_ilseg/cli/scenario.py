@@ -1,0 +1,254 @@
+"""`edge-ilseg scenario run` and `edge-ilseg scenario show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edge_ilseg.cli.options import json_option, names, parse_data_options, parse_size
+from edge_ilseg.errors import ConfigError
+from edge_ilseg.methods import METHODS
+from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
+
+if TYPE_CHECKING:
+    from edge_ilseg.config import Config, DataConfig
+
+DEFAULT_ORDER = {"msrc": "frequency"}
+"""In the listed order of MSRC-v2 classes would be left without an image."""
+
+
+@click.group()
+def scenario() -> None:
+    """Compare methods over whole scenarios: every step of every method, several seeds, and both bounds."""
+
+
+@scenario.command()
+@click.argument("source", metavar="KIND:SCENARIO")
+@click.option("--root", type=click.Path(path_type=Path), help="The data set's folder.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [scenario-KIND-N+M]")
+@click.option(
+    "--methods", "method_names", default="finetune,freeze+kd-output", show_default=True, metavar="A,B,... or all"
+)
+@click.option("--seeds", default="1", show_default=True, metavar="N or A,B,...", help="How many, or which (`2,` is 2).")
+@click.option("--joint/--no-joint", default=True, show_default=True, help="Train the upper bound, too.")
+@click.option("--setup", type=click.Choice(SETUPS), help="Which images and labels a step sees.  [sequential]")
+@click.option("--class-order", metavar="ORDER", help=f"{', '.join(CLASS_ORDERS)}, or names A,B,... of all classes.")
+@click.option("--order-seed", type=int, default=0, show_default=True, help="Of the class order random.")
+@click.option("--train-split", help="Split to learn from.  [train]")
+@click.option("--eval-split", help="Split to score on.  [val]")
+@click.option("--option", "dataset_options", multiple=True, metavar="KEY=VALUE", help="An option of the data set.")
+@click.option("--like", type=click.Path(file_okay=False, path_type=Path), help="Take the settings of this workspace.")
+@click.option("--backbone", help="As of init.")
+@click.option("--head", help="As of init.")
+@click.option("--size", metavar="WxH", help="The model's input in pixels.")
+@click.option("--weights", help="imagenet, none, or a file with the backbone's weights.")
+@click.option("--iterations", type=int, help="Of step 0.")
+@click.option("--step-iterations", type=int, help="Of each increment.")
+@click.option("--iterations-per-class", type=int, help="Of each increment, times the classes that it adds.")
+@click.option("--batch-size", type=int, help="Images in a batch, in every step.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment.")
+@json_option
+def run(
+    source: str,
+    root: Path | None,
+    out: Path | None,
+    method_names: str,
+    seeds: str,
+    joint: bool,
+    setup: str | None,
+    class_order: str | None,
+    order_seed: int,
+    train_split: str | None,
+    eval_split: str | None,
+    dataset_options: tuple[str, ...],
+    like: Path | None,
+    backbone: str | None,
+    head: str | None,
+    size: str | None,
+    weights: str | None,
+    iterations: int | None,
+    step_iterations: int | None,
+    iterations_per_class: int | None,
+    batch_size: int | None,
+    accelerator: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Run SCENARIO of a data set with several methods, and print the table.
+
+    What is finished is not run again: the same command goes on after a kill, and more methods or seeds can be added.
+    `results.json` and `results.md` in the run's folder hold the same as the tables.
+
+    \b
+    edge-ilseg scenario run msrc:16+5 --root DATA/msrc-v2 --methods finetune,freeze+kd-output --seeds 3
+    edge-ilseg scenario run voc:15+1x5 --root VOCdevkit --methods all --setup overlapped
+    edge-ilseg scenario run shapes:6+1x2 --backbone tiny --size 96x96 --class-order random
+    """
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.config import override
+    from edge_ilseg.pipeline import TRAINING_MODULES
+    from edge_ilseg.scenario_run import plan_scenario, run_scenario
+
+    kind, text = _parse_source(source)
+    config = _like(like, kind) if like else _default_config(kind)
+    data = override(
+        config.data,
+        root=str(root.resolve()) if root else None,
+        setup=setup,
+        train_split=train_split,
+        eval_split=eval_split,
+        options={**config.data.options, **parse_data_options(kind, dataset_options, "--option")},
+    )
+    config = _override_settings(config, data, backbone, head, size, weights, iterations, step_iterations, batch_size)
+    chosen = tuple(METHODS) if method_names == "all" else names(method_names)
+    check_training(TRAINING_MODULES)
+    folder = out or Path(f"scenario-{kind}-{text}")
+    order = class_order or DEFAULT_ORDER.get(kind, "listed")
+    with progress_bar(source) as progress:
+        plan = plan_scenario(
+            config,
+            text,
+            class_order=names(order) if "," in order else order,
+            order_seed=order_seed,
+            iterations_per_class=iterations_per_class,
+            progress=progress,
+        )
+        run_scenario(
+            folder,
+            plan,
+            chosen,
+            _parse_seeds(seeds),
+            joint=joint,
+            accelerator=accelerator,
+            workers=workers,
+            progress=progress,
+        )
+    _show(folder, as_json)
+
+
+@scenario.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@json_option
+def show(folder: Path, as_json: bool) -> None:
+    """Print the tables of a run, finished or not, and write them beside it.
+
+    \b
+    edge-ilseg scenario show scenario-msrc-16+5
+    """
+    _show(folder, as_json)
+
+
+def check_training(modules: tuple[str, ...]) -> None:
+    """Say which extra is missing before anything is read."""
+    from edge_ilseg.errors import check_extra
+
+    check_extra("train", modules, "training")
+
+
+def _parse_source(source: str) -> tuple[str, str]:
+    from edge_ilseg.data import check_kind
+
+    kind, separator, text = source.partition(":")
+    if not separator or not text:
+        raise ConfigError("the scenario cannot be read", found=repr(source), expected="KIND:N+M, such as msrc:16+5")
+    check_kind(kind)
+    return kind, text
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    parts = names(text)
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ConfigError(
+            "the seeds cannot be read", where="--seeds", found=repr(text), expected="a number, or a list such as 0,4"
+        )
+    return tuple(int(part) for part in parts) if "," in text else tuple(range(int(text)))
+
+
+def _default_config(kind: str) -> Config:
+    from edge_ilseg.config import ClassesConfig, Config, DataConfig
+
+    return Config(DataConfig(kind), ClassesConfig(()))
+
+
+def _like(folder: Path, kind: str) -> Config:
+    """The settings of a workspace; its data only where it is of the same kind."""
+    import msgspec
+
+    from edge_ilseg.config import DataConfig
+    from edge_ilseg.workspace import open_workspace
+
+    config = open_workspace(folder).config
+    return config if config.data.kind == kind else msgspec.structs.replace(config, data=DataConfig(kind))
+
+
+def _override_settings(
+    config: Config,
+    data: DataConfig,
+    backbone: str | None,
+    head: str | None,
+    size: str | None,
+    weights: str | None,
+    iterations: int | None,
+    step_iterations: int | None,
+    batch_size: int | None,
+) -> Config:
+    import msgspec
+
+    from edge_ilseg.config import default_weights, override
+
+    width_px, height_px = parse_size(size) if size else (None, None)
+    model = override(config.model, backbone=backbone, head=head, input_width_px=width_px, input_height_px=height_px)
+    return msgspec.structs.replace(
+        config,
+        data=data,
+        model=model,
+        weights=weights or (default_weights(model.backbone) if backbone else config.weights),
+        train=override(config.train, iterations=iterations, batch_size=batch_size),
+        step=override(config.step, iterations=step_iterations, batch_size=batch_size),
+    )
+
+
+def _show(folder: Path, as_json: bool) -> None:
+    """Collect, write and print the results of a folder."""
+    import msgspec
+    from rich.table import Table
+
+    from edge_ilseg.cli.tables import print_table
+    from edge_ilseg.files import write_bytes
+    from edge_ilseg.scenario_results import (
+        SUMMARY_HEADER,
+        class_rows,
+        describe,
+        markdown,
+        read_results,
+        step_rows,
+        summary_rows,
+    )
+
+    results = read_results(folder)
+    encoded = msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
+    write_bytes(folder / "results.json", encoded)
+    write_bytes(folder / "results.md", markdown(results).encode())
+    if as_json:
+        click.echo(encoded.decode(), nl=False)
+        return
+    click.echo(describe(results))
+    tables = (
+        ("after the last step", SUMMARY_HEADER, summary_rows(results)),
+        ("mIoU over the classes known after each step", *step_rows(results)),
+        ("IoU of each class after the last step", *class_rows(results, "iou")),
+        ("forgetting of each class, points", *class_rows(results, "forgetting")),
+    )
+    for title, header, rows in tables:
+        table = Table(title=title)
+        for number, column in enumerate(header):
+            table.add_column(column, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*row)
+        print_table(table)
+    if results.unfinished:
+        click.echo(f"not finished, and left out: {'; '.join(results.unfinished)}")
+    click.echo(f"written: {folder / 'results.json'}, {folder / 'results.md'}")
