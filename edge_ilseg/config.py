@@ -37,6 +37,9 @@ DataOptions = dict[str, int | float | str | bool | list[str]]
 """Options of a data set by name, as plain values; `edge_ilseg.data.option_types` says which there are."""
 
 
+Geometry = Literal["stretch", "native"]
+
+
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where images and masks are, and what a step may see of them."""
 
@@ -76,6 +79,9 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale_min: PositiveFloat = 0.5
     scale_max: PositiveFloat = 1.5
     flip: bool = True
+    geometry: Geometry = "stretch"
+    """`stretch`: as the device sees an image (docs/adr/0002); `native`: crops of the image in its own size, and scores
+    of whole images, as in the literature."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seed: Annotated[int, Meta(ge=0)] = 0
 

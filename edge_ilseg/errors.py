@@ -77,6 +77,10 @@ class TrainingError(EdgeIlsegError):
     """Training cannot go on."""
 
 
+class NotFiniteError(TrainingError):
+    """A loss is not finite: training was stopped before the optimiser saw it."""
+
+
 class ExportError(EdgeIlsegError):
     """A model cannot be exported."""
 

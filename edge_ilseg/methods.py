@@ -86,6 +86,7 @@ METHODS: dict[str, Method] = {
         Method("freeze", "encoder", {}, f"{_PAPER}: E_F"),
         Method("freeze+kd-output", "encoder", {"kd_output": 1.0}, f"{_PAPER}: E_F + L'_D"),
         Method("kd-feature", "none", {"kd_feature": 1.0}, f"{_PAPER}: L''_D, relative to the teacher's energy"),
+        Method("kd-feature-plain", "none", {"kd_feature_plain": 50.0}, f"{_PAPER}: L''_D as published"),
         Method(
             "kd-output+kd-feature",
             "none",

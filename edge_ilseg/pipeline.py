@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import ClassEntry, StepEntry
 from edge_ilseg.checkpoint import FORMAT, FORMAT_VERSION, DataRecord, StepRecord, load_model, write_step
-from edge_ilseg.config import DataConfig
+from edge_ilseg.config import DataConfig, Geometry
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.step_view import count_pixels, image_set_sha256, presence
@@ -210,9 +210,9 @@ def _score_plan(
     parent_metrics: dict[str, Metrics] = {}
     try:
         if split:
-            metrics[split] = _score(model, plan, plan.data, split, progress)
+            metrics[split] = _score(model, plan, plan.data, split, plan.settings.geometry, progress)
         if split and teacher is not None and plan.parent is not None:
-            parent_metrics[split] = _score(teacher, plan.parent, plan.data, split, progress)
+            parent_metrics[split] = _score(teacher, plan.parent, plan.data, split, plan.settings.geometry, progress)
     except EdgeIlsegError as error:
         return {}, {}, error
     return metrics, parent_metrics, None
@@ -223,6 +223,7 @@ def _score(
     step: StepPlan | StepRecord,
     data: DataConfig,
     split: str,
+    geometry: Geometry,
     progress: ProgressCallback,
 ) -> Metrics:
     """Score a step's network on a split of a data set."""
@@ -236,6 +237,7 @@ def _score(
         step.class_names,
         old_count=step.old_count,
         background=step.background,
+        geometry=geometry,
         progress=progress,
     )
 
@@ -256,7 +258,7 @@ def evaluate_step(
     check_extra("train", TRAINING_MODULES, "evaluation of a step")
     model = load_model(workspace.step_folder(record.name), record)
     data = data or workspace.config.data
-    return _score(model, record, data, split or data.eval_split, progress)
+    return _score(model, record, data, split or data.eval_split, record.training.geometry, progress)
 
 
 def export_step(

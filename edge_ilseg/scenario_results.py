@@ -17,7 +17,7 @@ import msgspec
 from edge_ilseg.checkpoint import StepRecord
 from edge_ilseg.data import open_data
 from edge_ilseg.metrics import Metrics
-from edge_ilseg.scenario_run import JOINT, ScenarioPlan, joint_folder, read_plan, seed_folder
+from edge_ilseg.scenario_run import FAILED, JOINT, ScenarioPlan, joint_folder, read_plan, seed_folder
 from edge_ilseg.workspace import BASE_STEP, Workspace, open_workspace
 
 FORMAT: Final = "edge-ilseg-scenario-results"
@@ -78,7 +78,7 @@ class ScenarioResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chains: tuple[Chain, ...]
     summaries: tuple[Summary, ...]
     unfinished: tuple[str, ...]
-    """Chains that lack a step, as `<method>, seed <n>`; they are in no summary."""
+    """Chains that lack a step, as `<method>, seed <n>`, with the reason where one failed; they are in no summary."""
 
 
 def read_results(folder: Path) -> ScenarioResults:
@@ -89,13 +89,15 @@ def read_results(folder: Path) -> ScenarioResults:
     """
     plan = read_plan(folder)
     chains = tuple(_read_chains(folder, plan))
+    failed = _read_failures(folder)
     finished: dict[str, list[Chain]] = {}
     unfinished = []
     for chain in chains:
         if chain.method == JOINT or len(chain.steps) == len(plan.classes):
             finished.setdefault(chain.method, []).append(chain)
         else:
-            unfinished.append(f"{chain.method}, seed {chain.seed}")
+            reason = failed.get((chain.method, chain.seed))
+            unfinished.append(f"{chain.method}, seed {chain.seed}" + (f" ({reason})" if reason else ""))
     ordered = sorted(finished, key=lambda method: (method != "finetune", method == JOINT))
     return ScenarioResults(
         format=FORMAT,
@@ -115,7 +117,8 @@ def _read_chains(folder: Path, plan: ScenarioPlan) -> list[Chain]:
     for seed in seeds:
         workspace = open_workspace(seed_folder(folder, seed))
         names = workspace.step_names()
-        methods = dict.fromkeys(name[3:] for name in names if name != BASE_STEP)
+        tried = [*names, *sorted(path.stem for path in (workspace.root / FAILED).glob("*.txt"))]
+        methods = dict.fromkeys(name[3:] for name in tried if name != BASE_STEP)
         for method in methods:
             steps = [BASE_STEP, *(f"{index:02}-{method}" for index in range(1, len(plan.classes)))]
             there = [name for name in steps if name in names]
@@ -124,6 +127,18 @@ def _read_chains(folder: Path, plan: ScenarioPlan) -> list[Chain]:
             joint = open_workspace(joint_folder(folder, seed))
             chains.append(Chain(JOINT, seed, (_score(joint, BASE_STEP, plan),)))
     return chains
+
+
+def _read_failures(folder: Path) -> dict[tuple[str, int], str]:
+    """(method, seed) -> which step of the chain failed, and at which term and iteration."""
+    reasons = {}
+    for path in sorted(folder.glob(f"seed-*/{FAILED}/*.txt")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        where = next((line.partition(":")[2].strip() for line in lines if line.strip().startswith("where:")), "")
+        step, _, method = path.stem.partition("-")
+        seed = int(path.parents[1].name.removeprefix("seed-"))
+        reasons[method, seed] = f"diverged at step {int(step)}: {where}"
+    return reasons
 
 
 def _score(workspace: Workspace, name: str, plan: ScenarioPlan) -> StepScore:

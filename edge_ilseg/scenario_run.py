@@ -5,7 +5,9 @@
 2. What is finished is not run again: a step is written whole or not at all (`edge_ilseg.checkpoint`), so a run that was
    killed goes on with the step that it was at. More methods and seeds may be asked for later.
 3. The settings of a folder are fixed by its first run; a step that was trained with others is an error.
-4. Joint training gets the iterations of step 0 and of all increments together.
+4. A chain whose loss is not finite ends there, and the others go on: `seed-<n>/failed/<step>.txt` says why. It is not
+   tried again while that file is there.
+5. Joint training gets the iterations of step 0 and of all increments together.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from edge_ilseg.classes import resolve_classes
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
 from edge_ilseg.data import open_data
 from edge_ilseg.data.step_view import class_pixels, count_pixels
-from edge_ilseg.errors import WorkspaceError
+from edge_ilseg.errors import NotFiniteError, WorkspaceError
 from edge_ilseg.files import write_bytes
 from edge_ilseg.methods import resolve_method
 from edge_ilseg.models.spec import ModelSpec
@@ -35,6 +37,7 @@ from edge_ilseg.workspace import BASE_STEP, Workspace, create_workspace, open_wo
 FORMAT: Final = "edge-ilseg-scenario"
 FORMAT_VERSION = 1
 PLAN_NAME = "scenario.json"
+FAILED = "failed"
 JOINT = "joint"
 """What joint training is called among the methods; it is no method of a step."""
 
@@ -71,7 +74,7 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self.train, seed=seed)
 
     def joint_settings(self, seed: int) -> TrainConfig:
-        """How the upper bound is trained (rule 4)."""
+        """How the upper bound is trained (rule 5)."""
         steps = range(1, len(self.classes))
         more = sum(self.step_settings(index, self.step.method, seed).iterations for index in steps)
         return msgspec.structs.replace(self.train, iterations=self.train.iterations + more, seed=seed)
@@ -181,6 +184,16 @@ class _Task(msgspec.Struct, frozen=True):
     iterations: int
     make_plan: Callable[[Workspace], StepPlan]
 
+    @property
+    def failure(self) -> Path:
+        """The file that says why this step has failed (rule 4)."""
+        return self.workspace / FAILED / f"{self.name}.txt"
+
+    def chain_failed(self) -> bool:
+        """Whether this step, or one before it in its chain, has failed."""
+        _, _, method = self.name.partition("-")
+        return any(path.stem.partition("-")[2] == method for path in self.failure.parent.glob("*.txt"))
+
 
 def run_scenario(
     folder: Path,
@@ -205,8 +218,8 @@ def run_scenario(
         progress: told the share of all iterations that is done.
 
     Raises:
-        EdgeIlsegError: a method cannot work here, a class has no image, the disk is full, or a step that is there was
-            trained with other settings. What is finished stays.
+        EdgeIlsegError: a method cannot work here, a class has no image, step 0 diverges, the disk is full, or a step
+            that is there was trained with other settings. What is finished stays.
     """
     from edge_ilseg.pipeline import run_plan
 
@@ -221,15 +234,17 @@ def run_scenario(
         where = f"{number} of {len(tasks)}: {task.workspace.name} {task.name}"
         if task.name in workspace.step_names():
             _check_is_the_same(workspace, task)
-        else:
-            step_plan = task.make_plan(workspace)
-            run_plan(
-                workspace,
-                step_plan,
-                accelerator=accelerator,
-                workers=workers,
-                progress=_within(progress, where, done / total, task.iterations / total),
-            )
+        elif not task.chain_failed():
+            report = _within(progress, where, done / total, task.iterations / total)
+            try:
+                run_plan(
+                    workspace, task.make_plan(workspace), accelerator=accelerator, workers=workers, progress=report
+                )
+            except NotFiniteError as error:
+                if task.name == BASE_STEP:
+                    raise
+                task.failure.parent.mkdir(exist_ok=True)
+                write_bytes(task.failure, f"{error}\n".encode())
         done += task.iterations
         progress(where, done / total)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edge_ilseg import losses
-from edge_ilseg.errors import TrainingError
+from edge_ilseg.errors import NotFiniteError
 from edge_ilseg.methods import Method
 from edge_ilseg.metrics import VOID
 from edge_ilseg.models.segmentation import SegmentationOutput
@@ -133,11 +133,11 @@ def check_finite(terms: Mapping[str, Tensor], iteration: int) -> None:
     """Stop before the optimiser sees a loss that is not finite.
 
     Raises:
-        TrainingError: names the term, the iteration and what to change.
+        NotFiniteError: names the term, the iteration and what to change.
     """
     for name, value in terms.items():
         if not torch.isfinite(value):
-            raise TrainingError(
+            raise NotFiniteError(
                 "the loss is not finite; the weights were not changed by this iteration and no step was written",
                 where=f"term {name}, iteration {iteration}",
                 found=f"{value.item()}",

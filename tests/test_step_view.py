@@ -10,7 +10,7 @@ import pytest
 
 from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.shapes import Shapes
-from edge_ilseg.data.step_view import StepView, class_pixels, count_pixels, image_set_sha256, presence
+from edge_ilseg.data.step_view import StepView, channel_pixels, class_pixels, count_pixels, image_set_sha256, presence
 from edge_ilseg.errors import DataError
 from edge_ilseg.scenario import label_lookup
 
@@ -101,3 +101,12 @@ def test_the_hash_of_a_set_of_images_changes_with_ids_and_pixels() -> None:
     reference = image_set_sha256(ids, SHAPES)
     assert image_set_sha256(ids[:1], SHAPES) != reference
     assert image_set_sha256(ids, Shapes(seed=1, height_px=40, width_px=56)) != reference
+
+
+def test_pixels_of_a_channel_are_those_of_its_label_ids_in_the_chosen_images() -> None:
+    pixels_NK = np.array([[5, 2, 0], [1, 0, 4]])
+    lookup = np.full(256, 255, dtype=np.uint8)
+    lookup[:3] = (1, 0, 1)
+    assert channel_pixels(pixels_NK, lookup, 3) == (2, 10, 0)
+    lookup[0] = 255
+    assert channel_pixels(pixels_NK, lookup, 2) == (2, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -118,6 +120,22 @@ def test_pseudo_labels_complete_what_the_setup_hides() -> None:
     assert found.item() == losses.cross_entropy(logits, labels, weight).item()
     without = classification_term(logits, LABELS, METHODS["plop"], StepFacts(OLD, 0), seen)
     assert without.item() == losses.cross_entropy(logits, LABELS).item()
+
+
+def test_adjusted_logits_carry_the_frequencies_of_the_classes_in_cross_entropy_alone() -> None:
+    method = resolve_method("finetune", logit_adjustment=0.5)
+    logits = output(4, 1).logits_NCHW
+    frequency = torch.tensor([0.5, 0.01, 0.09, 0.4])
+    found = classification_term(logits, LABELS, method, StepFacts(OLD, 0, log_frequency_C=frequency.log()), None)
+    total, count = 0.0, 0
+    for n, y, x in [(n, y, x) for n in range(2) for y in range(2) for x in range(3)]:
+        if (label := int(LABELS[n, y, x])) != 255:
+            scores = [math.exp(float(z)) * float(f) ** 0.5 for z, f in zip(logits[n, :, y, x], frequency, strict=True)]
+            total -= math.log(scores[label] / sum(scores))
+            count += 1
+    assert found.item() == pytest.approx(total / count, rel=1e-5)
+    plain = classification_term(logits, LABELS, METHODS["finetune"], StepFacts(OLD, 0), None)
+    assert plain.item() == pytest.approx(losses.cross_entropy(logits, LABELS).item())
 
 
 def test_fine_tuning_and_freezing_run_no_teacher() -> None:

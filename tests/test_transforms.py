@@ -141,3 +141,18 @@ def test_an_augmentation_takes_about_a_millisecond() -> None:
         augmented(pair, Augmentation(), seed)
         times_ms.append(1000 * (time.process_time() - start))
     assert np.median(times_ms) < 4.0
+
+
+def test_native_scales_are_of_the_images_own_size() -> None:
+    """A 20 x 30 image at scale 1 in a 16 x 24 crop: the pixels are the image's own, none is resized."""
+    image_HWC = np.arange(20 * 30 * 3, dtype=np.uint16).reshape(20, 30, 3).astype(np.uint8)
+    labels_HW = (np.arange(20 * 30) % 7).reshape(20, 30).astype(np.uint8)
+    own = Augmentation(1.0, 1.0, flip=False, native=True)
+    crop_HWC, crop_HW = augment(image_HWC, labels_HW, own, 16, 24, FILL, np.random.default_rng(4))
+    places = [(y, x) for y in range(5) for x in range(7) if (image_HWC[y : y + 16, x : x + 24] == crop_HWC).all()]
+    assert len(places) == 1
+    y, x = places[0]
+    assert (labels_HW[y : y + 16, x : x + 24] == crop_HW).all()
+    padded_HWC, padded_HW = augment(image_HWC, labels_HW, own, 40, 40, FILL, np.random.default_rng(4))
+    assert (padded_HW != 255).sum() == 20 * 30
+    assert (padded_HWC[padded_HW == 255] == FILL).all()

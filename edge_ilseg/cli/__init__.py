@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "step": ("edge_ilseg.cli.training", "step", "Teach the model new classes without the old images."),
     "evaluate": ("edge_ilseg.cli.training", "evaluate", "Score a step: IoU per class, mIoU old / new / all."),
     "scenario": ("edge_ilseg.cli.scenario", "scenario", "Compare methods over whole scenarios and several seeds."),
+    "reproduce": ("edge_ilseg.cli.scenario", "reproduce", "Run a published experiment on VOC 2012 beside its results."),
     "steps": ("edge_ilseg.cli.workspace", "steps", "List the steps of a workspace."),
     "export": ("edge_ilseg.cli.export", "export", "Make a bundle: ONNX and OpenVINO, fp32, fp16 and int8."),
     "verify": ("edge_ilseg.cli.verify", "verify", "Judge a bundle on this device, without torch."),

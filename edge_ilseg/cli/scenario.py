@@ -1,14 +1,15 @@
-"""`edge-ilseg scenario run` and `edge-ilseg scenario show`."""
+"""`edge-ilseg scenario run`, `edge-ilseg scenario show` and `edge-ilseg reproduce`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edge_ilseg.cli.options import json_option, names, parse_data_options, parse_size
-from edge_ilseg.errors import ConfigError
+from edge_ilseg.errors import ConfigError, check_extra
 from edge_ilseg.methods import METHODS
 from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 
@@ -104,7 +105,7 @@ def run(
     )
     config = _override_settings(config, data, backbone, head, size, weights, iterations, step_iterations, batch_size)
     chosen = tuple(METHODS) if method_names == "all" else names(method_names)
-    check_training(TRAINING_MODULES)
+    check_extra("train", TRAINING_MODULES, "training")
     folder = out or Path(f"scenario-{kind}-{text}")
     order = class_order or DEFAULT_ORDER.get(kind, "listed")
     with progress_bar(source) as progress:
@@ -141,11 +142,88 @@ def show(folder: Path, as_json: bool) -> None:
     _show(folder, as_json)
 
 
-def check_training(modules: tuple[str, ...]) -> None:
-    """Say which extra is missing before anything is read."""
-    from edge_ilseg.errors import check_extra
+@click.command()
+@click.argument("experiment", metavar="voc-19+1|voc-15+5|voc-15+1x5")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="VOC 2012, with SegmentationClassAug.")
+@click.option("--weights", required=True, help="File with ResNet-101's ImageNet weights (the usual keys), or none.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [reproduce-NAME]")
+@click.option("--methods", "method_names", metavar="A,B,...", help="Those that the paper has a row for, if left out.")
+@click.option("--seeds", default="1", show_default=True, metavar="N or A,B,...")
+@click.option("--joint/--no-joint", default=True, show_default=True, help="Train the upper bound, too.")
+@click.option("--iterations-per-class", type=int, default=1000, show_default=True, help="The paper's; fewer to try.")
+@click.option("--batch-size", type=int, default=4, show_default=True, help="The paper's.")
+@click.option("--backbone", default="resnet101", show_default=True, help="The paper's; a smaller one to try.")
+@click.option("--size", default="321x321", show_default=True, metavar="WxH", help="The paper's crop.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment.")
+@json_option
+def reproduce(
+    experiment: str,
+    root: Path,
+    weights: str,
+    out: Path | None,
+    method_names: str | None,
+    seeds: str,
+    joint: bool,
+    iterations_per_class: int,
+    batch_size: int,
+    backbone: str,
+    size: str,
+    accelerator: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Run an experiment of arXiv 1907.13372 on VOC 2012 as published, and print the paper's row beside ours.
 
-    check_extra("train", modules, "training")
+    DeepLab v2 on ResNet-101 at output stride 8, crops of 321, batch 4, 1000 iterations for each class, batch norm in
+    eval mode, scored on whole images. Hours on a GPU; it goes on after a kill.
+
+    \b
+    edge-ilseg reproduce voc-19+1 --root VOCdevkit --weights resnet101.pth
+    """
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.config import override
+    from edge_ilseg.pipeline import TRAINING_MODULES
+    from edge_ilseg.reproduce import (
+        COMPARISON_HEADER,
+        MODEL,
+        PUBLISHED,
+        check_experiment,
+        comparison_rows,
+        plan_reproduction,
+    )
+    from edge_ilseg.scenario_results import read_results
+    from edge_ilseg.scenario_run import JOINT, run_scenario
+
+    check_experiment(experiment)
+    check_extra("train", TRAINING_MODULES, "training")
+    width_px, height_px = parse_size(size)
+    model = override(MODEL, backbone=backbone, input_width_px=width_px, input_height_px=height_px)
+    rows = tuple(name for name in PUBLISHED[experiment] if name != JOINT)
+    folder = out or Path(f"reproduce-{experiment}")
+    with progress_bar(experiment) as progress:
+        plan = plan_reproduction(
+            experiment,
+            root,
+            weights if weights == "none" else str(Path(weights).resolve()),
+            model=model,
+            iterations_per_class=iterations_per_class,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        run_scenario(
+            folder,
+            plan,
+            names(method_names) or rows,
+            _parse_seeds(seeds),
+            joint=joint,
+            accelerator=accelerator,
+            workers=workers,
+            progress=progress,
+        )
+    _show(folder, as_json)
+    if not as_json:
+        _print_rows("beside the published rows", COMPARISON_HEADER, comparison_rows(experiment, read_results(folder)))
 
 
 def _parse_source(source: str) -> tuple[str, str]:
@@ -214,9 +292,7 @@ def _override_settings(
 def _show(folder: Path, as_json: bool) -> None:
     """Collect, write and print the results of a folder."""
     import msgspec
-    from rich.table import Table
 
-    from edge_ilseg.cli.tables import print_table
     from edge_ilseg.files import write_bytes
     from edge_ilseg.scenario_results import (
         SUMMARY_HEADER,
@@ -243,12 +319,20 @@ def _show(folder: Path, as_json: bool) -> None:
         ("forgetting of each class, points", *class_rows(results, "forgetting")),
     )
     for title, header, rows in tables:
-        table = Table(title=title)
-        for number, column in enumerate(header):
-            table.add_column(column, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*row)
-        print_table(table)
+        _print_rows(title, header, rows)
     if results.unfinished:
         click.echo(f"not finished, and left out: {'; '.join(results.unfinished)}")
     click.echo(f"written: {folder / 'results.json'}, {folder / 'results.md'}")
+
+
+def _print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    from edge_ilseg.cli.tables import print_table
+
+    table = Table(title=title)
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)

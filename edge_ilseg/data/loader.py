@@ -58,7 +58,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         image_id = self.view.image_ids[epoch_order(len(self.view.image_ids), settings.seed, epoch)[position]]
         image_HWC, channels_HW = augment(
             *self._read(image_id),
-            Augmentation(scale_min=settings.scale_min, scale_max=settings.scale_max, flip=settings.flip),
+            Augmentation(settings.scale_min, settings.scale_max, settings.flip, settings.geometry == "native"),
             height_px=spec.input_height_px,
             width_px=spec.input_width_px,
             fill=self.fill,

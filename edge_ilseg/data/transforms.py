@@ -1,7 +1,8 @@
 """Joint augmentation of an image and its labels, in numpy and Pillow.
 
 1. Image and labels go through the same geometry; only the filter differs (bilinear, nearest pixel centre).
-2. At scale 1 an image is what the device will see: stretched to the size of the net, by the same resizer.
+2. At scale 1 an image is what the device will see: stretched to the size of the net, by the same resizer. With
+   `native` it is the image in its own size, as in the literature, and a crop of the size of the net is taken from it.
 3. Outside the image there is the fill colour in the image and void in the labels.
 4. Every draw comes from the generator given, in a fixed order: the same generator state, the same result.
 """
@@ -18,11 +19,12 @@ from edge_ilseg.metrics import VOID
 
 
 class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is varied: the scale (uniform between the two, 1 = the size of the net) and left and right."""
+    """What is varied: the scale (uniform between the two, rule 2 says of what) and left and right."""
 
     scale_min: float = 0.5
     scale_max: float = 1.5
     flip: bool = True
+    native: bool = False
 
 
 def check_augmentation(augmentation: Augmentation) -> None:
@@ -48,7 +50,7 @@ def augment(
     fill: Color,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Stretch to (height_px, width_px) times a random scale, crop or pad to it at a random offset, perhaps flip.
+    """Resize by a random scale (rule 2), crop or pad to the net's size at a random offset, perhaps flip.
 
     Args:
         image_HWC: uint8, H x W x 3, of any size.
@@ -66,7 +68,8 @@ def augment(
     scale = rng.uniform(augmentation.scale_min, augmentation.scale_max)
     at_y, at_x = rng.random(2)
     mirrored = augmentation.flip and rng.random() < 0.5
-    scaled_height, scaled_width = max(1, round(height_px * scale)), max(1, round(width_px * scale))
+    unit_height, unit_width = labels_HW.shape if augmentation.native else (height_px, width_px)
+    scaled_height, scaled_width = max(1, round(unit_height * scale)), max(1, round(unit_width * scale))
     source_y, target_y = _overlap(scaled_height, height_px, at_y)
     source_x, target_x = _overlap(scaled_width, width_px, at_x)
     image_out = np.full((height_px, width_px, 3), fill, dtype=np.uint8)

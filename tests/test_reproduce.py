@@ -1,0 +1,85 @@
+"""The paper's experiments: its configuration, and the whole path on a small data set in VOC's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_ilseg.cli import run
+from edge_ilseg.data.voc import CLASSES
+from edge_ilseg.errors import ConfigError
+from edge_ilseg.images import default_colors, write_mask_png
+from edge_ilseg.reproduce import PUBLISHED, plan_reproduction
+from edge_ilseg.workspace import open_workspace
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VOC's layout with `SegmentationClassAug`: two images a class for training, one for val, one colour a class."""
+    root = tmp_path_factory.mktemp("voc") / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    colors = default_colors(21)
+    lists: dict[str, list[str]] = {"train": [], "val": [], "train_aug": []}
+    for label in range(1, len(CLASSES)):
+        for number in range(3):
+            image_id = f"{label:02}_{number}"
+            labels_HW = np.zeros((37, 50), np.uint8)
+            labels_HW[8:30, 10 : 30 + number] = label
+            image_HWC = np.asarray(colors, np.uint8)[labels_HW] + rng.integers(0, 40, (37, 50, 3), np.uint8)
+            Image.fromarray(image_HWC).save(root / "JPEGImages" / f"{image_id}.jpg")
+            folder = "SegmentationClass" if number != 1 else "SegmentationClassAug"
+            write_mask_png(root / folder / f"{image_id}.png", labels_HW, colors)
+            for name in ("val",) if number == 2 else ("train", "train_aug") if number == 0 else ("train_aug",):
+                lists[name].append(image_id)
+    for name, ids in lists.items():
+        (root / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(ids) + "\n")
+    return root
+
+
+def test_the_configuration_is_the_papers(voc: Path) -> None:
+    plan = plan_reproduction("voc-15+1x5", voc, "none")
+    assert (plan.model.backbone, plan.model.head, plan.model.output_stride) == ("resnet101", "deeplab_v2", 8)
+    assert (plan.model.input_height_px, plan.model.input_width_px) == (321, 321)
+    assert [len(names) for names in plan.classes] == [16, 1, 1, 1, 1, 1]
+    assert plan.classes[-1] == ("tvmonitor",)
+    base, step = plan.base_settings(0), plan.step_settings(5, "kd-output", 0)
+    assert (base.iterations, base.learning_rate, base.learning_rate_end) == (16000, 1e-4, 1e-6)
+    assert (step.iterations, step.learning_rate, step.learning_rate_end) == (1000, 5e-5, 1e-6)
+    for settings in (base, step):
+        assert (settings.batch_size, settings.momentum, settings.weight_decay) == (4, 0.9, 1e-4)
+        assert (settings.batch_norm, settings.geometry, settings.schedule_power) == ("eval", "native", 0.9)
+    assert plan.joint_settings(0).iterations == 21000
+
+
+def test_published_rows_are_means_over_all_classes_of_their_parts() -> None:
+    """A misprint would show: all = (old * |old| + new * |new|) / 21, background among the old, to rounding."""
+    for name, rows in PUBLISHED.items():
+        old_count = 20 if name == "voc-19+1" else 16
+        for method, row in rows.items():
+            expected = (row.old * old_count + row.new * (21 - old_count)) / 21
+            assert row.all == pytest.approx(expected, abs=0.11), (name, method)
+
+
+def test_an_unknown_experiment_gets_the_nearest_name(voc: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'voc-19"):
+        plan_reproduction("voc-19-1", voc, "none")
+
+
+def test_the_whole_path_runs_on_a_small_network(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["reproduce", "voc-15+1x5", "--root", str(voc), "--weights", "none", "--out", str(tmp_path / "run")]
+    few = ["--backbone", "tiny", "--size", "33x33", "--iterations-per-class", "1", "--accelerator", "cpu"]
+    assert run([*command, *few, "--methods", "finetune,freeze+kd-output"]) == 0
+    text = capsys.readouterr().out
+    assert "published old" in text
+    assert "freeze+kd-output" in text
+    workspace = open_workspace(tmp_path / "run" / "seed-0")
+    record = workspace.read_step("05-freeze+kd-output")
+    assert record.training.geometry == "native"
+    assert record.metrics["val"].pixels == 20 * 37 * 50
+    assert len(record.data.image_ids) == 2
+    assert (record.method.losses, record.method.freeze) == ({"kd_output": 1.0}, "encoder")  # type: ignore[union-attr]
