@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edge_ilseg.config import StepConfig
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.methods import METHODS, SWITCHES, check_terms_can_move, fit_method, resolve_method
+from edge_ilseg.methods import METHODS, SWITCHES, TERM_NAMES, check_terms_can_move, fit_method, resolve_method
 
 
 def test_fine_tuning_freezes_nothing_and_distils_nothing() -> None:
@@ -110,3 +112,9 @@ def test_where_old_pixels_are_void_output_distillation_covers_them_unless_the_us
     assert fit_method(METHODS["kd-output"], hides_old=False, background=None) == (METHODS["kd-output"], ())
     by_hand = resolve_method("kd-output", kd_mask="all")
     assert fit_method(by_hand, hides_old=True, background=None) == (by_hand, ())
+
+
+def test_every_method_term_and_switch_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
+    for name in (*METHODS, *TERM_NAMES, *SWITCHES):
+        assert f"`{name}`" in text, name
