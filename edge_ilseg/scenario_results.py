@@ -15,7 +15,6 @@ from typing import Final, Literal
 import msgspec
 
 from edge_ilseg.checkpoint import StepRecord
-from edge_ilseg.data import open_data
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.scenario_run import FAILED, JOINT, ScenarioPlan, joint_folder, read_plan, seed_folder
 from edge_ilseg.workspace import BASE_STEP, Workspace, open_workspace
@@ -261,7 +260,7 @@ def percent_spread(value: Spread | None) -> str:
 def describe(results: ScenarioResults) -> str:
     """What the tables are about, in one paragraph."""
     plan = results.plan
-    background = "the background counts as an old class" if _background(plan) else "there is no background class"
+    background = "the background counts as an old class" if plan.background else "there is no background class"
     increments = " / ".join(", ".join(names) for names in plan.classes[1:])
     seeds = sorted({chain.seed for chain in results.chains})
     return (
@@ -270,10 +269,6 @@ def describe(results: ScenarioResults) -> str:
         f"{plan.model.input_width_px}x{plan.model.input_height_px}, learned from {plan.data.train_split}, scored on "
         f"{plan.data.eval_split}, seeds {', '.join(map(str, seeds))}. mIoU in per cent; {background}."
     )
-
-
-def _background(plan: ScenarioPlan) -> str | None:
-    return open_data(plan.data).info.background
 
 
 def markdown(results: ScenarioResults) -> str:

@@ -61,6 +61,8 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Its method is left out of account: each chain has its own."""
     iterations_per_class: Annotated[int, Meta(ge=1)] | None = None
     """Of each increment, times the classes that it adds, as in the paper; None: `step.iterations`."""
+    background: str | None = None
+    """Name of the background class, where the data set has one."""
 
     def step_settings(self, index: int, method: str, seed: int) -> StepConfig:
         """How increment `index` is trained."""
@@ -125,6 +127,7 @@ def plan_scenario(
         train=config.train,
         step=config.step,
         iterations_per_class=iterations_per_class,
+        background=info.background,
     )
 
 
@@ -231,7 +234,7 @@ def run_scenario(
     done = 0
     for number, task in enumerate(tasks, start=1):
         workspace = _workspace(task)
-        where = f"{number} of {len(tasks)}: {task.workspace.name} {task.name}"
+        where = f"scenario, {number} of {len(tasks)}: {task.workspace.name} {task.name}"
         if task.name in workspace.step_names():
             _check_is_the_same(workspace, task)
         elif not task.chain_failed():

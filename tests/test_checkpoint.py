@@ -96,7 +96,7 @@ def test_missing_files_are_named(step_folder: Path) -> None:
     [
         (b'"boat"', b'"goat"', "was changed after it was written"),
         (b'"index": 1', b'"index": 2', "was changed after it was written"),
-        (b'"format_version": 1', b'"format_version": 2', "format that this version does not read"),
+        (b'"format_version": 2', b'"format_version": 3', "format that this version does not read"),
         (b'"metrics"', b'"metricz"', "damaged"),
         (b"{", b"[", "is not JSON"),
         (b"boat", b"\xff\xfe\xff\xff", "is not JSON"),

@@ -47,8 +47,16 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert run([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert "Usage:" in text
-    if name not in ("data", "demo", "steps"):
+    if name not in ("data", "demo", "scenario", "steps"):
         assert f"edge-ilseg {name} " in text
+
+
+@pytest.mark.parametrize("words", [("data", "inspect"), ("scenario", "run"), ("scenario", "show")])
+def test_every_command_of_a_group_has_help_with_an_example(
+    words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--help"]) == 0
+    assert f"edge-ilseg {' '.join(words)} " in capsys.readouterr().out
 
 
 def test_the_list_of_commands_and_their_help_agree() -> None:
@@ -151,6 +159,33 @@ def test_an_interrupt_leaves_the_workspace_as_it_was(workspace: Path) -> None:
 def test_a_wrong_loss_option_is_explained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["step", str(workspace), "--add-classes", "star", "--loss", "kd_output"]) == 3
     assert "such as kd_output=1.0" in capsys.readouterr().err
+
+
+def test_any_setting_can_be_changed_for_one_step(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--iterations", "1", "--batch-size", "2", "--accelerator", "cpu"]
+    assert run(["train", str(workspace), *quick, "--set", "momentum=0.5", "--set", "flip=false", "--json"]) == 0
+    training = json.loads(capsys.readouterr().out.split("edge-ilseg.toml\n")[-1])["training"]
+    assert (training["momentum"], training["flip"]) == (0.5, False)
+    step = ["step", str(workspace), "--add-classes", "star", *quick]
+    assert run([*step, "--set", "kd_temperature=2", "--set", "kd_mask=all", "--json"]) == 0
+    method = json.loads(capsys.readouterr().out)["method"]
+    assert (method["kd_temperature"], method["kd_mask"]) == (2.0, "all")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("kd_temprature=2", "did you mean 'kd_temperature'"),
+        ("kd_mask=some", "cannot be used"),
+        ("kd_temperature=warm", "cannot be used"),
+        ("momentum", "KEY=VALUE"),
+    ],
+)
+def test_a_wrong_setting_is_explained(
+    workspace: Path, item: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["step", str(workspace), "--add-classes", "star", "--set", item]) == 3
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

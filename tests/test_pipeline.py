@@ -102,7 +102,7 @@ def test_every_method_makes_a_step_that_loads(workspace: Workspace, method: str)
     load_model(workspace.step_folder(record.name), record)
     assert record.method is not None
     assert (record.method.name, record.method.losses) == (method, METHODS[method].losses)
-    assert (record.encoder_sha256 == base.encoder_sha256) == method.startswith("freeze")
+    assert (record.encoder_sha256 == base.encoder_sha256) == (METHODS[method].freeze == "encoder")
 
 
 def test_two_steps_from_one_parent_have_names_of_their_own(workspace: Workspace) -> None:

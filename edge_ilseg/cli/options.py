@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import msgspec
 
-from edge_ilseg.config import DataConfig, DataOptions, override
+from edge_ilseg.config import DataConfig, DataOptions, TrainConfig, override
 from edge_ilseg.errors import ConfigError, did_you_mean
 
 workspace_argument = click.argument(
@@ -43,6 +43,13 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--learning-rate", type=float, help="At the start; it decays polynomially."),
             click.option("--seed", type=int, help="Of initial weights, order and augmentation."),
             click.option(
+                "--set",
+                "setting_items",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Any other key of [train] or [step], such as kd_temperature=2; may be repeated.",
+            ),
+            click.option(
                 "--accelerator",
                 type=click.Choice(["auto", "cpu", "cuda", "mps"]),
                 default="auto",
@@ -67,6 +74,36 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def parse_settings(settings: TrainConfig, items: Sequence[str]) -> dict[str, Any]:
+    """`["kd_mask=all", "momentum=0.8"]` to values for `config.override`, each of its setting's own type.
+
+    Raises:
+        ConfigError: unknown key, one given twice, or a value that is not of the setting's type.
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    values: dict[str, Any] = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if key not in hints or key in values or not separator:
+            raise ConfigError(
+                "the setting is given twice" if key in values else "there is no such setting",
+                where="--set",
+                found=repr(item),
+                expected="KEY=VALUE, each key once",
+                hint=did_you_mean(key, hints),
+            )
+        try:
+            values[key] = msgspec.convert(text, hints[key], strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                "the setting has a value that cannot be used",
+                where=f"--set {key}",
+                found=repr(text),
+                expected=str(error),
+            ) from error
+    return values
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:

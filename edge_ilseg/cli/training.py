@@ -13,6 +13,7 @@ from edge_ilseg.cli.options import (
     data_options,
     json_option,
     names,
+    parse_settings,
     step_option,
     training_options,
     workspace_argument,
@@ -36,6 +37,7 @@ def train(
     batch_size: int | None,
     learning_rate: float | None,
     seed: int | None,
+    setting_items: tuple[str, ...],
     accelerator: str,
     devices: int,
     workers: int,
@@ -55,7 +57,7 @@ def train(
     _check_training()
     opened = open_workspace(workspace)
     settings = override(
-        opened.config.train,
+        override(opened.config.train, **parse_settings(opened.config.train, setting_items)),
         iterations=iterations,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -90,6 +92,7 @@ def step(
     batch_size: int | None,
     learning_rate: float | None,
     seed: int | None,
+    setting_items: tuple[str, ...],
     accelerator: str,
     devices: int,
     workers: int,
@@ -104,7 +107,7 @@ def step(
     \b
     edge-ilseg step work --add-classes boat
     edge-ilseg step work --add-classes boat,bird --method kd-output --from 00-base --name by-hand
-    edge-ilseg step work --add-classes boat --data folder:DATA/boats --loss kd_output=2
+    edge-ilseg step work --add-classes boat --data folder:DATA/boats --loss kd_output=2 --set kd_temperature=2
     """
     from edge_ilseg.cli.progress_bar import progress_bar
     from edge_ilseg.config import override
@@ -114,7 +117,7 @@ def step(
     _check_training()
     opened = open_workspace(workspace)
     settings = override(
-        opened.config.step,
+        override(opened.config.step, **parse_settings(opened.config.step, setting_items)),
         method=method,
         freeze=freeze,
         losses={**opened.config.step.losses, **_parse_losses(losses)},
