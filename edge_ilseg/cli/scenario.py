@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
 
 DEFAULT_ORDER = {"msrc": "frequency"}
 """In the listed order of MSRC-v2 classes would be left without an image."""
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which network, and how it is trained."""
+    for option in reversed(
+        (
+            click.option(
+                "--like", type=click.Path(file_okay=False, path_type=Path), help="Take the settings of this workspace."
+            ),
+            click.option("--backbone", help="As of init."),
+            click.option("--head", help="As of init."),
+            click.option("--size", metavar="WxH", help="The model's input in pixels."),
+            click.option("--weights", help="imagenet, none, or a file with the backbone's weights."),
+            click.option("--iterations", type=int, help="Of step 0."),
+            click.option("--step-iterations", type=int, help="Of each increment."),
+            click.option("--iterations-per-class", type=int, help="Of each increment, times the classes that it adds."),
+            click.option("--batch-size", type=int, help="Images in a batch, in every step."),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -40,15 +61,7 @@ def scenario() -> None:
 @click.option("--train-split", help="Split to learn from.  [train]")
 @click.option("--eval-split", help="Split to score on.  [val]")
 @click.option("--option", "dataset_options", multiple=True, metavar="KEY=VALUE", help="An option of the data set.")
-@click.option("--like", type=click.Path(file_okay=False, path_type=Path), help="Take the settings of this workspace.")
-@click.option("--backbone", help="As of init.")
-@click.option("--head", help="As of init.")
-@click.option("--size", metavar="WxH", help="The model's input in pixels.")
-@click.option("--weights", help="imagenet, none, or a file with the backbone's weights.")
-@click.option("--iterations", type=int, help="Of step 0.")
-@click.option("--step-iterations", type=int, help="Of each increment.")
-@click.option("--iterations-per-class", type=int, help="Of each increment, times the classes that it adds.")
-@click.option("--batch-size", type=int, help="Images in a batch, in every step.")
+@settings_options
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment.")
 @json_option
@@ -66,17 +79,11 @@ def run(
     eval_split: str | None,
     dataset_options: tuple[str, ...],
     like: Path | None,
-    backbone: str | None,
-    head: str | None,
-    size: str | None,
-    weights: str | None,
-    iterations: int | None,
-    step_iterations: int | None,
     iterations_per_class: int | None,
-    batch_size: int | None,
     accelerator: str,
     workers: int,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Run SCENARIO of a data set with several methods, and print the table.
 
@@ -103,7 +110,7 @@ def run(
         eval_split=eval_split,
         options={**config.data.options, **parse_data_options(kind, dataset_options, "--option")},
     )
-    config = _override_settings(config, data, backbone, head, size, weights, iterations, step_iterations, batch_size)
+    config = _override_settings(config, data, **settings)
     chosen = tuple(METHODS) if method_names == "all" else names(method_names)
     check_extra("train", TRAINING_MODULES, "training")
     folder = out or Path(f"scenario-{kind}-{text}")
