@@ -200,7 +200,8 @@ def check_terms_can_move(method: Method, *, encoder_frozen: bool, branches_froze
     }
     idle = [term for term, is_frozen in compared.items() if is_frozen and method.losses.get(term)]
     if idle:
-        what = "branches" if branches_frozen and not encoder_frozen else "features"
+        only_branches = all(term in ("kd_dilation", "kd_similarity") for term in idle)
+        what = "branches" if only_branches and method.similarity_layer == "branches" else "features"
         raise ConfigError(
             f"a term beside a frozen layer that it compares is always zero: teacher and student have the same {what}",
             found=f"freeze {method.freeze!r} with {', '.join(idle)}",
