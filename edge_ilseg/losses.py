@@ -16,18 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from edge_ilseg.errors import TrainingError
+from edge_ilseg.methods import Mask, OverClasses, Softmax
 from edge_ilseg.metrics import VOID
-
-PixelMask = Literal["old_pixels", "not_new", "all"]
-SoftmaxOver = Literal["all", "old"]
-ClassReduction = Literal["sum", "mean"]
 
 POD_SCALES = (1, 2, 4)
 POD_FEATURE_FACTOR, POD_LOGIT_FACTOR = 0.01, 0.0005
@@ -101,9 +97,9 @@ def kd_output(
     teacher_logits_NKHW: Tensor,
     labels_NHW: Tensor,
     *,
-    softmax: SoftmaxOver = "all",
-    mask: PixelMask = "old_pixels",
-    classes: ClassReduction = "sum",
+    softmax: Softmax = "all",
+    mask: Mask = "old_pixels",
+    classes: OverClasses = "sum",
     temperature: float = 1.0,
 ) -> Tensor:
     """L'_D, distillation of the output layer: -sum over old c of p_teacher[c] * log p_student[c] (1907.13372, eq. 3).
@@ -129,7 +125,7 @@ def kd_output(
     return masked_mean(per_pixel_NHW, distilled_pixels(labels_NHW, old_count, mask))
 
 
-def distilled_pixels(labels_NHW: Tensor, old_count: int, mask: PixelMask) -> Tensor:
+def distilled_pixels(labels_NHW: Tensor, old_count: int, mask: Mask) -> Tensor:
     """Where distillation of the output counts, bool N x H x W; `kd_output` says what the masks are."""
     is_void = labels_NHW == VOID
     if mask == "old_pixels":
@@ -234,7 +230,7 @@ def local_pod(
     teacher_maps: Sequence[Tensor],
     student_logits_NCHW: Tensor,
     teacher_logits_NKHW: Tensor,
-    background: int | None = 0,
+    background: int | None,
 ) -> Tensor:
     """Local pooled outputs distillation (PLOP, eq. 3-6), on maps of any height and width.
 

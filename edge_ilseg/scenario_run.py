@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_ilseg.checkpoint import StepRecord, check_weights
+from edge_ilseg.checkpoint import check_weights
 from edge_ilseg.classes import resolve_classes
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
 from edge_ilseg.data import open_data
@@ -310,7 +310,7 @@ def _workspace(task: _Task) -> Workspace:
     return create_workspace(task.workspace, task.config)
 
 
-def _check_is_the_same(workspace: Workspace, task: _Task) -> StepRecord:
+def _check_is_the_same(workspace: Workspace, task: _Task) -> None:
     """Check a step that is there against what it would be (rule 3); reads no image."""
     record = workspace.read_step(task.name)
     check_weights(workspace.step_folder(task.name), record)
@@ -322,4 +322,3 @@ def _check_is_the_same(workspace: Workspace, task: _Task) -> StepRecord:
             expected=task.iterations,
             hint="delete its folder to train it again, or take another folder (--out)",
         )
-    return record

@@ -79,7 +79,7 @@ def test_unbiased_terms_equal_the_golden_numbers(new_logits: Tensor, old_logits:
 def test_local_pod_and_entropy_equal_the_golden_numbers(new_logits: Tensor, old_logits: Tensor) -> None:
     teacher = [wave(torch.sin, 0.05, (2, 6, 16, 16)), wave(torch.cos, 0.09, (2, 6, 8, 8))]
     student = [wave(torch.cos, 0.05, (2, 6, 16, 16)), wave(torch.sin, 0.09, (2, 6, 8, 8))]
-    found = local_pod(student, teacher, new_logits, old_logits)
+    found = local_pod(student, teacher, new_logits, old_logits, 0)
     assert found.item() == pytest.approx(0.2186634988, rel=1e-7)
     # Published: the mean over the 5 classes in place of the sum, and 1e-8 inside the logarithm.
     assert entropy(old_logits).mean().item() / 5 == pytest.approx(0.1341021999, rel=1e-6)
@@ -295,7 +295,7 @@ def test_gradients_are_those_of_the_formulas() -> None:
     assert torch.autograd.gradcheck(lambda s: cross_entropy_unbiased(s, labels, 2), student)
     assert torch.autograd.gradcheck(lambda s: kd_unbiased(s, teacher, 1, alpha=2.0), student)
     assert torch.autograd.gradcheck(lambda s: kd_dilation([s], [teacher]), student)
-    assert torch.autograd.gradcheck(lambda s: local_pod([s], [same_shape], s, teacher), student)
+    assert torch.autograd.gradcheck(lambda s: local_pod([s], [same_shape], s, teacher, 0), student)
     two = torch.randn(2, 3, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     other = torch.randn(2, 3, 2, 2, generator=generator, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: kd_similarity(s, other), two)
@@ -309,7 +309,10 @@ def test_no_gradient_flows_into_the_teacher() -> None:
     same, old = torch.randn(2, 3, 4, 4, requires_grad=True), torch.zeros(2, 4, 4, dtype=torch.long)
     loss = kd_output(student, teacher, old) + kd_unbiased(student, teacher, 0) + kd_dilation([student], [teacher])
     loss = (
-        loss + kd_feature(student, same) + kd_similarity(student, same) + local_pod([student], [same], student, teacher)
+        loss
+        + kd_feature(student, same)
+        + kd_similarity(student, same)
+        + local_pod([student], [same], student, teacher, 0)
     )
     loss.backward()
     assert student.grad is not None
@@ -320,7 +323,7 @@ def test_at_the_start_of_a_step_terms_that_compare_equal_layers_have_a_finite_gr
     student = torch.randn(2, 2, 4, 4, requires_grad=True)
     grown = torch.cat([student, torch.zeros(2, 1, 4, 4)], dim=1)
     loss = kd_feature(student, student) + kd_dilation([grown], [student]) + kd_similarity(student, student)
-    loss = loss + local_pod([student], [student], grown, student)
+    loss = loss + local_pod([student], [student], grown, student, 0)
     (gradient,) = torch.autograd.grad(loss, student)
     assert loss.item() == pytest.approx(0.0, abs=1e-12)
     assert torch.isfinite(gradient).all()
@@ -363,7 +366,7 @@ def test_half_precision_stays_finite_and_near(dtype: torch.dtype) -> None:
             kd_unbiased(student, teacher, 0),
             kd_dilation([student], [teacher]),
             kd_similarity(student[:, :5], teacher),
-            local_pod([student[:, :5]], [teacher], student, teacher),
+            local_pod([student[:, :5]], [teacher], student, teacher, 0),
             entropy(teacher).mean(),
         ]
 
