@@ -1,38 +1,50 @@
-"""Ranges of activations: run images through the float ONNX and note the lowest and highest value of each tensor.
+"""Run images through the float ONNX and note the lowest and highest value of each channel of each tensor.
 
 1. Which tensors are quantized is decided here, once (`quantized_nodes`); `edge_ilseg.export.quantize` asks the same
    function, so there is a range for each of them and none for any other.
-2. Ranges are per tensor, never per channel: a channel that is silent on the new images must not get a tiny range.
+2. Ranges are per tensor, never per channel: a channel that is silent on the new images must not get a tiny range. The
+   channels' extremes are kept beside them, to warn (`edge_ilseg.calibration.passport`).
 3. What lies behind the last convolution (sums and joins of logits, their upsampling, the argmax) stays in float.
+4. The extremes are found inside the graph, one image at a time: no activation is copied out or kept.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edge_ilseg.calibration.ranges import FORMAT_VERSION, Ranges, TensorRange, check_ranges
+from edge_ilseg.calibration.merge import Measured
+from edge_ilseg.calibration.passport import Extremes
+from edge_ilseg.calibration.subgraph import subgraph_hashes
 from edge_ilseg.errors import ExportError
 from edge_ilseg.files import sha256_file
 from edge_ilseg.progress import ProgressCallback, no_progress
 
 QUANTIZED_OPS = ("Conv", "Clip", "Relu", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad")
 """What runs in int8. Resize is not here: upsampled in int8, the edges of the mask move."""
+ORT_LOG_FATAL = 4
+CHANNEL_AXIS, IMAGE_RANK = 1, 4
+SPATIAL_AXES = (0, 2, 3)
 
 
-def quantized_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the nodes that run in int8, in graph order: `QUANTIZED_OPS` that a convolution is fed by, or is one."""
+def quantized_nodes(model: onnx.ModelProto, float_layers: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the nodes that run in int8, in graph order: `QUANTIZED_OPS` that a convolution is fed by, or is one.
+
+    Args:
+        model: a float graph.
+        float_layers: names of nodes that stay in float.
+    """
     feeds_conv: set[str] = set()
     chosen: list[str] = []
     for node in reversed(model.graph.node):
         if node.op_type == "Conv" or not feeds_conv.isdisjoint(node.output):
             feeds_conv.update(node.input)
-            if node.op_type in QUANTIZED_OPS:
+            if node.op_type in QUANTIZED_OPS and node.name not in float_layers:
                 chosen.append(node.name)
     return tuple(reversed(chosen))
 
@@ -45,7 +57,7 @@ def quantized_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name and name not in constants))
 
 
-def collect_ranges(
+def collect_extremes(
     float_onnx_path: Path,
     images_NHWC: Iterable[NDArray[np.uint8]],
     *,
@@ -53,8 +65,8 @@ def collect_ranges(
     images_sha256: str,
     step: str,
     progress: ProgressCallback = no_progress,
-) -> Ranges:
-    """Measure the range of every quantized tensor, min-max over all images.
+) -> Measured:
+    """Measure the extremes of every quantized tensor over all images.
 
     Args:
         float_onnx_path: the float graph, input `image` uint8 1 x H x W x 3.
@@ -65,52 +77,76 @@ def collect_ranges(
         progress: told after each image.
 
     Raises:
-        ExportError: there is no image, or a tensor's values are not finite.
+        ExportError: there is no image, or one does not have the model's input size.
+        ValueError: there are more ids than images, or fewer.
     """
-    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-
     if not image_ids:
         raise ExportError("there is no image to calibrate on", hint="export with --precision fp32, or add images")
+    model = onnx.load(float_onnx_path)
+    names = quantized_tensors(model)
+    found: dict[str, Extremes] = {}
+    sums: dict[str, NDArray[np.float64]] = {name: np.zeros(2) for name in names}
+    done = 0
     with tempfile.TemporaryDirectory(prefix="edge-ilseg-calibration-") as folder:
-        calibrator = create_calibrator(
-            float_onnx_path,
-            list(QUANTIZED_OPS),
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"per_channel": False, "symmetric": False},
-        )
-        calibrator.collect_data(_ImageReader(images_NHWC, len(image_ids), progress))
-        measured = calibrator.compute_data()
-    tensors = {
-        name: TensorRange(float(np.min(measured[name].lowest)), float(np.max(measured[name].highest)), step)
-        for name in quantized_tensors(onnx.load(float_onnx_path))
-    }
-    ranges = Ranges(
-        "edge-ilseg-ranges",
-        FORMAT_VERSION,
-        "minmax",
-        tuple(image_ids),
-        images_sha256,
-        sha256_file(float_onnx_path),
-        tensors,
+        run = _open(with_extremes(model, names), Path(folder) / "extremes.onnx")
+        for done, image_NHWC in enumerate(images_NHWC, start=1):
+            values = [np.atleast_1d(value.reshape(-1)) for value in run(image_NHWC)]
+            for name, lowest_C, highest_C in zip(names, values[::2], values[1::2], strict=True):
+                extremes = Extremes(lowest_C, highest_C)
+                found[name] = found[name].merge(extremes) if name in found else extremes
+                sums[name] += (extremes.lowest, extremes.highest)
+            progress("calibrating", min(done / len(image_ids), 1.0))
+    if done != len(image_ids):
+        raise ValueError(f"{done} images for {len(image_ids)} ids")
+    hashes = subgraph_hashes(model)
+    return Measured(
+        step=step,
+        image_ids=tuple(image_ids),
+        images_sha256=images_sha256,
+        graph_sha256=sha256_file(float_onnx_path),
+        extremes={name: found[name] for name in names},
+        mean_extremes={name: (float(sums[name][0] / done), float(sums[name][1] / done)) for name in names},
+        subgraphs={name: hashes[name] for name in names},
     )
-    check_ranges(ranges, where=float_onnx_path)
-    return ranges
 
 
-class _ImageReader:
-    """onnxruntime's form of an iterator: the next input, or None at the end."""
+def with_extremes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A graph whose outputs are, for each tensor of `names`, the lowest and then the highest value of each channel."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in (*graph.value_info, *graph.output)}
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(SPATIAL_AXES, np.int64), "extremes/axes"))
+    del graph.output[:]
+    for name in names:
+        # Without a channel axis the tensor is one channel: no axes means all of them.
+        axes = ["extremes/axes"] if ranks[name] == IMAGE_RANK else []
+        for operation in ("ReduceMin", "ReduceMax"):
+            output = f"extremes/{operation}/{name}"
+            graph.node.append(onnx.helper.make_node(operation, [name, *axes], [output], keepdims=0))
+            graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
+    return result
 
-    def __init__(self, images_NHWC: Iterable[NDArray[np.uint8]], count: int, progress: ProgressCallback) -> None:
-        self._images: Iterator[NDArray[np.uint8]] = iter(images_NHWC)
-        self._count = count
-        self._progress = progress
-        self._done = 0
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        image_NHWC = next(self._images, None)
-        if image_NHWC is None:
-            return None
-        self._done += 1
-        self._progress("calibrating", min(self._done / self._count, 1.0))
-        return {"image": image_NHWC}
+def _open(model: onnx.ModelProto, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """All outputs of a graph for one image, in onnxruntime."""
+    import onnxruntime
+
+    onnx.save(model, path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ORT_LOG_FATAL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(image_NHWC: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        declared = session.get_inputs()[0]
+        if list(image_NHWC.shape) != declared.shape or image_NHWC.dtype != np.uint8:
+            raise ExportError(
+                "a calibration image does not have the model's input size",
+                found=f"{image_NHWC.dtype} {' x '.join(map(str, image_NHWC.shape))}",
+                expected=f"uint8 {' x '.join(map(str, declared.shape))}",
+                hint="resize images with edge_ilseg.images.resize_image",
+            )
+        outputs: list[NDArray[np.float32]] = session.run(None, {declared.name: image_NHWC})
+        return outputs
+
+    return run

@@ -2,8 +2,10 @@
 
 1. Every range is finite and `lowest <= highest`; the values are float32, written so that they are read back exactly.
 2. `graph_sha256` names the float graph that the ranges belong to; they fit no other.
-3. `TensorRange.step` names the step whose images the range was taken from.
-4. Only this version's format is read; unknown fields are refused. Format page: docs/bundle-format.md.
+3. Each range says where it comes from: the steps whose images it covers, whether it was measured, carried from the
+   parent or merged with the parent's, and the hash of everything that its tensor depends on.
+4. `channels` is the tensor's passport (`edge_ilseg.calibration.passport`); it warns, and decides nothing.
+5. Only this version's format is read; unknown fields are refused. Format page: docs/bundle-format.md.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import msgspec
 
 from edge_ilseg.errors import BundleError, ExportError
 from edge_ilseg.files import write_bytes
+from edge_ilseg.int8_record import RangesMethod, RangesPolicy
 from edge_ilseg.records import parse_versioned
 
 FORMAT = "edge-ilseg-ranges"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_RANGES_BYTES = 16 << 20
+
+Origin = Literal["measured", "carried", "merged"]
 
 
 class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +33,13 @@ class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     lowest: float
     highest: float
-    step: str
+    steps: tuple[str, ...]
+    """Names of the steps whose images the range covers, the earliest first."""
+    origin: Origin
+    """`carried`: the parent's, verbatim; `merged`: the envelope of the parent's and the measured one."""
+    subgraph_sha256: str
+    channels: bytes
+    """Lowest, then highest level of each channel, one byte each."""
 
 
 class Ranges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,11 +47,19 @@ class Ranges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: Literal["edge-ilseg-ranges"]
     format_version: int
-    method: Literal["minmax"]
+    method: RangesMethod
+    policy: RangesPolicy
+    step: str
     image_ids: tuple[str, ...]
     images_sha256: str
     graph_sha256: str
+    parent_graph_sha256: str | None
+    """Of the parent's ranges that these were made with; None: without any."""
     tensors: dict[str, TensorRange]
+
+    def count(self, origin: Origin) -> int:
+        """How many tensors have this origin."""
+        return sum(item.origin == origin for item in self.tensors.values())
 
 
 def check_ranges(ranges: Ranges, *, where: object = None) -> None:
@@ -52,19 +71,28 @@ def check_ranges(ranges: Ranges, *, where: object = None) -> None:
     if not ranges.tensors:
         raise ExportError("the ranges name no tensor", where=where)
     for name, tensor in ranges.tensors.items():
-        if not (math.isfinite(tensor.lowest) and math.isfinite(tensor.highest)):
-            what = "a range is not finite: the network overflows on a calibration image"
-        elif tensor.lowest > tensor.highest:
-            what = "a range is upside down"
-        else:
-            continue
-        raise ExportError(
-            what,
-            where=where,
-            found=f"tensor {name!r}: lowest {tensor.lowest}, highest {tensor.highest}",
-            expected="two finite numbers, lowest <= highest",
-            hint="calibrate again; if that gives the same, look at the weights that feed this tensor",
-        )
+        check_range(name, tensor.lowest, tensor.highest, where=where)
+
+
+def check_range(name: str, lowest: float, highest: float, *, where: object = None) -> None:
+    """Check rule 1 for one tensor.
+
+    Raises:
+        ExportError: names the tensor.
+    """
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        what = "a range is not finite: the network overflows on a calibration image"
+    elif lowest > highest:
+        what = "a range is upside down"
+    else:
+        return
+    raise ExportError(
+        what,
+        where=where,
+        found=f"tensor {name!r}: lowest {lowest}, highest {highest}",
+        expected="two finite numbers, lowest <= highest",
+        hint="calibrate again; if that gives the same, look at the weights that feed this tensor",
+    )
 
 
 def write_ranges(path: Path, ranges: Ranges) -> None:
@@ -81,7 +109,7 @@ def read_ranges(path: Path) -> Ranges:
     """Read and check a `ranges.json`.
 
     Raises:
-        BundleError: the file is missing, not JSON, of another format or version, or has a wrong field.
+        BundleError: the file is missing, not JSON, of another format or version, or has a wrong field or passport.
         ExportError: a range breaks rule 1.
     """
     try:
@@ -101,4 +129,13 @@ def read_ranges(path: Path) -> Ranges:
         hint="restore the file from a copy, or calibrate again with this version",
     )
     check_ranges(ranges, where=path)
+    for name, tensor in ranges.tensors.items():
+        if not tensor.channels or len(tensor.channels) % 2:
+            raise BundleError(
+                "the passport of a tensor cannot be read",
+                where=path,
+                found=f"tensor {name!r}: {len(tensor.channels)} levels",
+                expected="two for each channel",
+                hint="restore the file from a copy",
+            )
     return ranges

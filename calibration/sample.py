@@ -21,6 +21,8 @@ class CalibrationImages:
     """Hash of the image set, as the step records it."""
     read: Callable[[str], NDArray[np.uint8]]
     """Image id -> the image, uint8, H x W x 3, RGB, at its own size."""
+    at_hand: tuple[str, ...] = ()
+    """All images of the step, those to calibrate on among them: what int8 is compared with fp32 on."""
 
 
 def choose_images(

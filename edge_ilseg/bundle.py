@@ -18,11 +18,12 @@ import msgspec
 
 from edge_ilseg.errors import BundleError
 from edge_ilseg.files import sha256_bytes, sha256_file, write_bytes
+from edge_ilseg.int8_record import CalibrationEntry, Int8Record
 from edge_ilseg.metrics import VOID, Metrics
 from edge_ilseg.records import parse_versioned
 
 FORMAT = "edge-ilseg-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 COPY_AGAIN = "copy or export the bundle again"
@@ -71,16 +72,6 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fit: Literal["stretch"] = "stretch"
 
 
-class CalibrationEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the int8 ranges were found."""
-
-    method: str
-    image_ids: tuple[str, ...]
-    images_sha256: str
-    reduce_range: bool
-    ranges_file: str | None
-
-
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model of the bundle. `files[0]` is what the runtime opens."""
 
@@ -92,8 +83,12 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     golden_masks: str
     """.npy file: uint8, N x H x W, what this model gave for the golden images when it was made."""
     calibration: CalibrationEntry | None
+    convolutions: dict[str, str] | None
+    """Convolution -> element type that it was computed in on the exporting machine; of int8 models alone."""
     expected: Metrics | None
     """Scores of this very model on `Manifest.expected_data`, measured at export."""
+    encoder_sha256: str | None = None
+    """Of the constants (weights, scales, zero points) of the encoder in this file, names and bytes."""
 
 
 class ParityRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +100,9 @@ class ParityRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agreement: float
     miou_old: float | None
     miou_new: float | None
+    model_bytes: int | None = None
+    latency_ms: float | None = None
+    """Median of warm runs on the exporting machine, the stages taking turns; only asked for with `--explain`."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """.npy file: uint8, N x H x W x 3, at the model's input size."""
     expected_data: str | None
     parity: tuple[ParityRow, ...]
+    int8: Int8Record | None
     versions: dict[str, str]
     files: dict[str, FileEntry]
 

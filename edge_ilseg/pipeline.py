@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from edge_ilseg.bundle import Manifest
     from edge_ilseg.calibration.sample import CalibrationImages
+    from edge_ilseg.export.parent import ParentBundle
     from edge_ilseg.export.request import ExportRequest
     from edge_ilseg.models.segmentation import SegmentationModel
     from edge_ilseg.terms import StepFacts
@@ -268,6 +269,7 @@ def export_step(
     out: Path,
     *,
     calibration_count: int = 96,
+    parent: Path | None = None,
     data: DataConfig | None = None,
     evaluation_data: DataConfig | None = None,
     replace: bool = False,
@@ -281,6 +283,7 @@ def export_step(
         request: targets, precisions and how.
         out: folder of the bundle.
         calibration_count: how many of the step's images the int8 ranges are taken from, at most.
+        parent: folder of the parent step's bundle; None looks in the workspace, under the parent's name.
         data: where the images that the step learned from are, if not in the workspace's data set.
         evaluation_data: labelled images to score the models on, if not those of the workspace.
         replace: put the new bundle in the place of one that is there.
@@ -296,26 +299,28 @@ def export_step(
     scored = evaluation_data or workspace.config.data
     dataset = open_data(scored)
     lookup = evaluation_lookup(dataset.info.classes, dataset.info.background, record.class_names)
-    needs_calibration = "int8" in request.precisions
+    needs_calibration = "int8" in request.precisions and request.ranges != "weights-only"
     learned_from = open_data(data or workspace.config.data) if needs_calibration else dataset
 
     def evaluation() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
         for image_id in dataset.ids(scored.eval_split):
             yield dataset.read_image(image_id), lookup[dataset.read_labels(image_id)]
 
+    entry = StepEntry(
+        index=record.index,
+        name=record.name,
+        id=record.id,
+        parent_id=record.parent_id,
+        method=record.method.name if record.method else "base",
+        encoder_sha256=record.encoder_sha256,
+        encoder_frozen=record.method is not None and is_encoder_frozen(record.method.freeze, record.model.backbone),
+    )
     return export_bundle(
         load_model(workspace.step_folder(record.name), record),
         out,
         request=request,
-        step=StepEntry(
-            index=record.index,
-            name=record.name,
-            id=record.id,
-            parent_id=record.parent_id,
-            method=record.method.name if record.method else "base",
-            encoder_sha256=record.encoder_sha256,
-            encoder_frozen=record.method is not None and is_encoder_frozen(record.method.freeze, record.model.backbone),
-        ),
+        step=entry,
+        parent=_parent_bundle(workspace, record, entry, parent),
         classes=tuple(ClassEntry(item.name, item.step, item.color) for item in record.classes),
         background=record.background,
         calibration=_calibration_images(record, learned_from, calibration_count, progress)
@@ -326,6 +331,18 @@ def export_step(
         progress=progress,
         replace=replace,
     )
+
+
+def _parent_bundle(
+    workspace: Workspace, record: StepRecord, step: StepEntry, folder: Path | None
+) -> ParentBundle | None:
+    """The bundle that was named, else the one that `export` made of the parent step, if it is there."""
+    from edge_ilseg.export.parent import load_parent
+
+    if folder is None and record.parent_name is not None:
+        usual = workspace.bundle_folder(record.parent_name)
+        folder = usual if usual.exists() else None
+    return load_parent(folder, step) if folder is not None else None
 
 
 def _calibration_images(
@@ -360,4 +377,4 @@ def _calibration_images(
     shown = presence(dataset.info, ids, pixels_NK)
     new = [name for name in record.new_classes if name != record.background]
     chosen = choose_images(shown, new, count, record.training.seed)
-    return CalibrationImages(chosen, image_set_sha256(chosen, dataset), dataset.read_image)
+    return CalibrationImages(chosen, image_set_sha256(chosen, dataset), dataset.read_image, at_hand=tuple(ids))

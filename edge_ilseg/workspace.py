@@ -41,6 +41,10 @@ class Workspace:
         """Where the step of that name is, or would be."""
         return self.steps_folder / name
 
+    def bundle_folder(self, name: str) -> Path:
+        """Where `export` puts the bundle of the step of that name, unless it is told another place."""
+        return self.root / "bundles" / name
+
     def read_step(self, name: str) -> StepRecord:
         """The record of a step, by its name or by the number at its start where one step has that number.
 

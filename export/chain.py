@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,38 +20,45 @@ from edge_ilseg.export import parity
 from edge_ilseg.export.float_onnx import deployed_model
 from edge_ilseg.export.openvino_ir import write_ir
 from edge_ilseg.export.request import Subject
-from edge_ilseg.export.sessions import Predict, load_onnx, load_openvino, load_torch
+from edge_ilseg.export.sessions import load_onnx, load_openvino, load_torch
 from edge_ilseg.images import resize_image
+
+TIMED_ROUNDS = 20
 
 
 def _stages(subject: Subject, work: Path) -> Iterator[parity.Stage]:
     """The forms of the model that the request needs, the reference first."""
     request = subject.request
     yield parity.Stage(parity.TORCH, load_torch(deployed_model(subject.model)))
-    yield parity.Stage(parity.ONNX_FP32, load_onnx(work / "float.onnx"))
+    yield _onnx_stage(parity.ONNX_FP32, work / "float.onnx")
     if "onnx" in request.targets and "int8" in request.precisions:
-        yield parity.Stage(parity.ONNX_INT8_SIMULATED, load_onnx(work / "int8.onnx", simulated=True))
-        yield parity.Stage(parity.ONNX_INT8, load_onnx(work / "int8.onnx"))
+        yield _onnx_stage(parity.ONNX_INT8_SIMULATED, work / "int8.onnx", simulated=True)
+        yield _onnx_stage(parity.ONNX_INT8, work / "int8.onnx")
     if "openvino" not in request.targets:
         return
 
-    def load_twin(precision: Precision, *, simulated: bool = False) -> Predict:
+    def twin_stage(name: str, precision: Precision, *, simulated: bool = False) -> parity.Stage:
         twin = work / f"twin.{precision}.xml"
         if not twin.exists():
             write_ir(work / ("int8.onnx" if precision == "int8" else "float.onnx"), twin, precision, {})
-        return load_openvino(twin, simulated=simulated)
+        files = (twin, twin.with_suffix(".bin"))
+        return parity.Stage(name, load_openvino(twin, simulated=simulated), sum(file.stat().st_size for file in files))
 
-    yield parity.Stage(parity.IR_FP32, load_twin("fp32"))
+    yield twin_stage(parity.IR_FP32, "fp32")
     if "fp16" in request.precisions:
-        yield parity.Stage(parity.IR_FP16, load_twin("fp16"))
+        yield twin_stage(parity.IR_FP16, "fp16")
     if "int8" in request.precisions:
         try:
-            simulated = load_twin("int8", simulated=True)
+            simulated = twin_stage(parity.IR_INT8_SIMULATED, "int8", simulated=True)
         except MissingPackageError as error:
             subject.progress(f"{error.what}: {error.found}", 1.0)
         else:
-            yield parity.Stage(parity.IR_INT8_SIMULATED, simulated)
-        yield parity.Stage(parity.IR_INT8, load_twin("int8"))
+            yield simulated
+        yield twin_stage(parity.IR_INT8, "int8")
+
+
+def _onnx_stage(name: str, path: Path, *, simulated: bool = False) -> parity.Stage:
+    return parity.Stage(name, load_onnx(path, simulated=simulated), path.stat().st_size)
 
 
 def run_parity_chain(subject: Subject, work: Path, golden_NHWC: NDArray[np.uint8]) -> tuple[ParityRow, ...]:
@@ -68,9 +76,10 @@ def run_parity_chain(subject: Subject, work: Path, golden_NHWC: NDArray[np.uint8
             yield parity.ParityImage(resized_HWC[np.newaxis], labels_HW)
 
     subject.progress(text, 0.0)
+    stages = list(_stages(subject, work))
     with _one_torch_thread():
         rows = parity.measure_parity(
-            list(_stages(subject, work)),
+            stages,
             images(),
             subject.names,
             old_count=subject.old_count,
@@ -82,6 +91,13 @@ def run_parity_chain(subject: Subject, work: Path, golden_NHWC: NDArray[np.uint8
         min_fp16_agreement=subject.request.min_fp16_agreement,
         min_int8_agreement=subject.request.min_int8_agreement,
     )
+    if subject.request.time_stages:
+        subject.progress("timing the exported models", 0.0)
+        latencies_ms = parity.time_stages(stages, golden_NHWC[:1], TIMED_ROUNDS)
+        rows = tuple(
+            msgspec.structs.replace(row, latency_ms=value) for row, value in zip(rows, latencies_ms, strict=True)
+        )
+        subject.progress("timing the exported models", 1.0)
     return rows
 
 

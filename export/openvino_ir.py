@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,11 @@ from typing import Any
 import onnx
 
 from edge_ilseg.bundle import Precision
-from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, layer_precisions, openvino_core
+from edge_ilseg.devices.runtime import import_openvino, openvino_core
 from edge_ilseg.errors import ExportError
 from edge_ilseg.files import sync_file
 
 NUMBERED = re.compile(r"[A-Za-z]+_\d+")
-CONVOLUTIONS = ("Convolution", "GroupConvolution")
-INTEGER_PRECISIONS = frozenset({"u8", "i8"})
-X86 = frozenset({"x86_64", "AMD64"})
 
 
 def model_api_info(classes: Sequence[str]) -> dict[str, str]:
@@ -72,27 +68,6 @@ def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mappin
     ov.save_model(model, str(xml_path), compress_to_fp16=precision == "fp16")
     sync_file(xml_path)
     sync_file(xml_path.with_suffix(".bin"))
-
-
-def executed_precisions(xml_path: Path) -> dict[str, int]:
-    """How many convolutions run in each precision on this machine: `{"u8": 41}`, with float layers in f32."""
-    compiled = openvino_core().compile_model(str(xml_path), "CPU", OPENVINO_SETTINGS)
-    return layer_precisions(compiled, CONVOLUTIONS)
-
-
-def check_int8_runs(xml_path: Path) -> None:
-    """Raise `ExportError` when no convolution of an int8 model runs in int8; looked at on x86-64 only."""
-    if platform.machine() not in X86:
-        return
-    counts = executed_precisions(xml_path)
-    if INTEGER_PRECISIONS.isdisjoint(counts):
-        raise ExportError(
-            "OpenVINO runs no convolution of the int8 model in int8: it would be slower than fp32 and no better",
-            where=xml_path,
-            found=", ".join(f"{count} in {kind}" for kind, count in counts.items()) or "no convolution",
-            expected="convolutions in u8 or i8",
-            hint="export fp16 for OpenVINO, and report this model",
-        )
 
 
 def _names_of(model: onnx.ModelProto) -> frozenset[str]:

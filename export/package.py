@@ -1,6 +1,7 @@
 """From a model to a bundle: the stages of an export, one under another.
 
-float ONNX -> ranges -> int8 ONNX -> the files that are shipped -> parity -> golden masks -> expected scores -> manifest
+float ONNX -> int8 ONNX (`edge_ilseg.export.int8`) -> the files that are shipped -> parity -> golden masks -> expected
+scores -> what is new against the parent's bundle -> manifest
 
 1. The bundle appears whole or not at all; a model with NaN weights, or one that fails parity, leaves nothing behind.
 2. Every model of the bundle is made from one float graph, and every int8 model from one set of ranges.
@@ -22,10 +23,10 @@ from typing import Literal
 import msgspec
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edge_ilseg.bundle import (
     FORMAT_VERSION,
-    CalibrationEntry,
     ClassEntry,
     Manifest,
     ModelEntry,
@@ -36,26 +37,32 @@ from edge_ilseg.bundle import (
     is_bundle,
     write_manifest,
 )
-from edge_ilseg.calibration.collect import collect_ranges
-from edge_ilseg.calibration.ranges import Ranges, write_ranges
+from edge_ilseg.calibration.collect import quantized_nodes
+from edge_ilseg.calibration.ranges import write_ranges
 from edge_ilseg.calibration.sample import CalibrationImages as CalibrationImages
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.errors import ExportError
 from edge_ilseg.export.chain import run_parity_chain
+from edge_ilseg.export.delta import check_delta, encoder_sha256, last_carried_encoder_tensor, measure_delta
+from edge_ilseg.export.executed import check_int8_runs, executed_convolutions
 from edge_ilseg.export.float_onnx import OPSET, check_finite, write_float_onnx
 from edge_ilseg.export.golden import GOLDEN_IMAGES, golden_masks_name, golden_scenes, predict_masks, write_npy
 from edge_ilseg.export.graph import keep_outputs, set_metadata, write_onnx
-from edge_ilseg.export.openvino_ir import check_int8_runs, model_api_info, write_ir
-from edge_ilseg.export.quantize import write_int8_onnx
+from edge_ilseg.export.int8 import Int8, check_int8_request, make_int8
+from edge_ilseg.export.openvino_ir import model_api_info, write_ir
+from edge_ilseg.export.parent import ParentBundle as ParentBundle
 from edge_ilseg.export.request import RUNTIME_OF, Evaluation, Subject, Target
 from edge_ilseg.export.request import ExportRequest as ExportRequest
 from edge_ilseg.files import disk_error, new_folder
 from edge_ilseg.images import resize_image, resize_mask
+from edge_ilseg.int8_record import DeltaRow, Int8Record
 from edge_ilseg.metrics import Metrics, confusion_matrix, score
 from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import ProgressCallback, no_progress
 
 RANGES_NAME = "ranges.json"
+X86 = frozenset({"x86_64", "AMD64"})
+"""Where every int8 convolution must be computed in int8; elsewhere OpenVINO has none for some shapes."""
 PACKAGES = ("edge-ilseg", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch")
 
 
@@ -68,6 +75,7 @@ def export_bundle(
     classes: tuple[ClassEntry, ...],
     background: str | None,
     calibration: CalibrationImages | None = None,
+    parent: ParentBundle | None = None,
     evaluation: Evaluation | None = None,
     evaluation_name: str | None = None,
     progress: ProgressCallback | None = None,
@@ -82,7 +90,8 @@ def export_bundle(
         step: the step that the model comes from.
         classes: one entry a channel, in channel order.
         background: name of the background class, or None.
-        calibration: images for the int8 ranges; needed for int8, not looked at otherwise.
+        calibration: images for the int8 ranges; needed for int8 (unless weights alone), not looked at otherwise.
+        parent: bundle of the parent step; its ranges are carried on, and its int8 models are the teachers of the guard.
         evaluation: labelled images to score the models on; without them there are no expected scores, and the parity
             chain runs on the golden images.
         evaluation_name: what the manifest calls them.
@@ -90,13 +99,16 @@ def export_bundle(
         replace: put the new bundle in the place of one that is there, whole or damaged, or of an empty folder.
 
     Raises:
-        ExportError: the request cannot be met, the model holds NaN, no calibration images for int8, `out` exists and
-            `replace` is not set, or `out` is neither a bundle nor an empty folder (rule 4).
+        ExportError: the request cannot be met, the model holds NaN, no calibration images or no ranges of the parent
+            for int8, int8 costs the old classes too much, the encoder was frozen and its int8 form changed, `out`
+            exists and `replace` is not set, or `out` is neither a bundle nor an empty folder (rule 4).
         ParityError: an exported model does not compute what the torch model does.
         EdgeIlsegError: an image cannot be read, or the disk is full.
     """
     subject = Subject(model, request, step, classes, background, evaluation, progress or no_progress)
-    _check_subject(subject, calibration)
+    _check_subject(subject)
+    if "int8" in request.precisions:
+        check_int8_request(subject, calibration, parent)
     _check_out(out, replace)
     with (
         tempfile.TemporaryDirectory(prefix="edge-ilseg-export-") as work_name,
@@ -106,17 +118,20 @@ def export_bundle(
         subject.progress("exporting to ONNX", 0.0)
         write_float_onnx(model, work / "float.onnx")
         subject.progress("exporting to ONNX", 1.0)
-        ranges = _quantize(subject, work, folder, calibration)
-        entries = [_ship(subject, work, folder, *which, ranges) for which in request.models()]
         images_NHWC = golden_scenes(
             request.golden_count, model.spec.input_height_px, model.spec.input_width_px, request.seed
         )
         write_npy(folder / GOLDEN_IMAGES, images_NHWC)
+        int8 = make_int8(subject, work, calibration, parent, images_NHWC) if "int8" in request.precisions else None
+        if int8 is not None and int8.ranges is not None:
+            write_ranges(folder / RANGES_NAME, int8.ranges)
+        entries = [_ship(subject, work, folder, *which, int8) for which in request.models()]
         rows = run_parity_chain(subject, work, images_NHWC)
         for entry in entries:
             write_npy(folder / entry.golden_masks, predict_masks(folder, entry, images_NHWC))
         entries = [msgspec.structs.replace(entry, expected=_expected(subject, folder, entry)) for entry in entries]
-        return write_manifest(folder, _manifest(subject, entries, rows, evaluation_name))
+        record = _with_delta(subject, folder, entries, int8, parent, images_NHWC)
+        return write_manifest(folder, _manifest(subject, entries, rows, record, evaluation_name))
 
 
 def _check_out(out: Path, replace: bool) -> None:
@@ -140,7 +155,7 @@ def _check_out(out: Path, replace: bool) -> None:
     )
 
 
-def _check_subject(subject: Subject, calibration: CalibrationImages | None) -> None:
+def _check_subject(subject: Subject) -> None:
     """Refuse before anything is exported or written."""
     request = subject.request
     request.models()
@@ -153,38 +168,10 @@ def _check_subject(subject: Subject, calibration: CalibrationImages | None) -> N
             found=f"{len(subject.classes)} classes",
             expected=f"{subject.model.class_count}, one for each channel of the model",
         )
-    if "int8" in request.precisions and (calibration is None or not calibration.ids):
-        raise ExportError(
-            "int8 needs images to calibrate on",
-            found="no calibration image",
-            hint="give the images of this step, or export --precision fp32 (and fp16 for OpenVINO)",
-        )
-
-
-def _quantize(subject: Subject, work: Path, folder: Path, calibration: CalibrationImages | None) -> Ranges | None:
-    """Calibrate and write `ranges.json` and the int8 twin, if int8 is asked for."""
-    if "int8" not in subject.request.precisions or calibration is None:
-        return None
-    spec = subject.model.spec
-    images_NHWC = (
-        resize_image(calibration.read(image_id), spec.input_height_px, spec.input_width_px)[np.newaxis]
-        for image_id in calibration.ids
-    )
-    ranges = collect_ranges(
-        work / "float.onnx",
-        images_NHWC,
-        image_ids=calibration.ids,
-        images_sha256=calibration.images_sha256,
-        step=subject.step.name,
-        progress=subject.progress,
-    )
-    write_ranges(folder / RANGES_NAME, ranges)
-    write_int8_onnx(work / "float.onnx", work / "int8.onnx", ranges, reduce_range=subject.request.reduce_range)
-    return ranges
 
 
 def _ship(
-    subject: Subject, work: Path, folder: Path, target: Target, precision: Precision, ranges: Ranges | None
+    subject: Subject, work: Path, folder: Path, target: Target, precision: Precision, int8: Int8 | None
 ) -> ModelEntry:
     """Write one model into the bundle, and for OpenVINO its twin with logits into `work`."""
     request = subject.request
@@ -209,14 +196,17 @@ def _ship(
         write_onnx(trimmed, keep_outputs(onnx.load(source), outputs))
         _make_parent(folder / files[0])
         write_ir(trimmed, folder / files[0], precision, info)
-        if precision == "int8":
-            check_int8_runs(folder / files[0])
+    calibration, executed = None, None
+    if precision == "int8" and int8 is not None:
+        ranges_file = RANGES_NAME if int8.ranges is not None else None
+        calibration = msgspec.structs.replace(int8.calibration, ranges_file=ranges_file)
+        executed = executed_convolutions(folder / files[0], RUNTIME_OF[target])
+        if int8.ranges is not None and platform.machine() in X86:
+            float_graph = onnx.load(work / "float.onnx")
+            quantized = quantized_nodes(float_graph, calibration.float_layers)
+            convolutions = [node.name for node in float_graph.graph.node if node.op_type == "Conv"]
+            check_int8_runs(executed, [name for name in convolutions if name in quantized], folder / files[0])
     subject.progress(f"writing {target} {precision}", 1.0)
-    entry = None
-    if precision == "int8" and ranges is not None:
-        entry = CalibrationEntry(
-            ranges.method, ranges.image_ids, ranges.images_sha256, request.reduce_range, RANGES_NAME
-        )
     return ModelEntry(
         runtime=RUNTIME_OF[target],
         precision=precision,
@@ -224,8 +214,10 @@ def _ship(
         outputs=outputs,
         opset=OPSET,
         golden_masks=golden_masks_name(RUNTIME_OF[target], precision),
-        calibration=entry,
+        calibration=calibration,
+        convolutions=executed,
         expected=None,
+        encoder_sha256=encoder_sha256(folder, files),
     )
 
 
@@ -251,8 +243,41 @@ def _expected(subject: Subject, folder: Path, entry: ModelEntry) -> Metrics | No
     return score(confusion, subject.names, old_count=subject.old_count, background=subject.background, images=count)
 
 
+def _with_delta(
+    subject: Subject,
+    folder: Path,
+    entries: Iterable[ModelEntry],
+    int8: Int8 | None,
+    parent: ParentBundle | None,
+    golden_NHWC: NDArray[np.uint8],
+) -> Int8Record | None:
+    """The record of the int8 models, with what is new in them against the parent's; checked against the budget."""
+    if int8 is None:
+        return None
+    if parent is None:
+        return int8.record
+    subject.progress("comparing with the parent's bundle", 0.0)
+    tensor = last_carried_encoder_tensor(int8.ranges) if int8.ranges is not None else None
+    rows: list[DeltaRow] = []
+    for entry in entries:
+        if entry.precision == "int8":
+            row = measure_delta(folder, entry, parent, golden_NHWC, encoder_tensor=tensor)
+            rows += [row] if row is not None else []
+    check_delta(
+        rows,
+        encoder_is_carried=subject.step.encoder_frozen and int8.record.taken == "carry",
+        max_changed_pct=subject.request.max_changed_pct,
+    )
+    subject.progress("comparing with the parent's bundle", 1.0)
+    return msgspec.structs.replace(int8.record, delta=tuple(rows))
+
+
 def _manifest(
-    subject: Subject, entries: Iterable[ModelEntry], rows: tuple[ParityRow, ...], evaluation_name: str | None
+    subject: Subject,
+    entries: Iterable[ModelEntry],
+    rows: tuple[ParityRow, ...],
+    record: Int8Record | None,
+    evaluation_name: str | None,
 ) -> Manifest:
     """The manifest before its files are listed."""
     spec = subject.model.spec
@@ -270,6 +295,7 @@ def _manifest(
         golden_images=GOLDEN_IMAGES,
         expected_data=evaluation_name if subject.evaluation is not None else None,
         parity=rows,
+        int8=record,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
         files={},
     )

@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +47,8 @@ class Stage(NamedTuple):
 
     name: str
     predict: Predict
+    model_bytes: int | None = None
+    """Size of the files it was loaded from."""
 
 
 class ParityImage(NamedTuple):
@@ -126,7 +130,28 @@ def measure_parity(
         count += 1
     if not count:
         raise ExportError("there is no image to compare the exported models on")
-    return tuple(kept.row(stage.name, classes, old_count, background) for stage, kept in zip(stages, sums, strict=True))
+    rows = [kept.row(stage.name, classes, old_count, background) for stage, kept in zip(stages, sums, strict=True)]
+    return tuple(
+        msgspec.structs.replace(row, model_bytes=stage.model_bytes) for stage, row in zip(stages, rows, strict=True)
+    )
+
+
+def time_stages(stages: Sequence[Stage], image_NHWC: NDArray[np.uint8], rounds: int) -> tuple[float, ...]:
+    """Median wall time of each stage for one image, ms; the stages take turns, after one run each that is not counted.
+
+    Args:
+        stages: what to time.
+        image_NHWC: uint8, 1 x H x W x 3, at the input size.
+        rounds: how often each stage runs.
+    """
+    times_ms: list[list[float]] = [[] for _ in stages]
+    for round_ in range(rounds + 1):
+        for stage, kept in zip(stages, times_ms, strict=True):
+            start_ns = time.perf_counter_ns()
+            stage.predict(image_NHWC)
+            if round_:
+                kept.append((time.perf_counter_ns() - start_ns) / 1e6)
+    return tuple(float(np.median(kept)) for kept in times_ms)
 
 
 def check_parity(

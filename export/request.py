@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import ClassEntry, Precision, Runtime, StepEntry
 from edge_ilseg.errors import ExportError
+from edge_ilseg.int8_record import RangesMethod, RangesPolicy
 from edge_ilseg.progress import ProgressCallback
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Target = Literal["onnx", "openvino"]
 MIN_FP16_AGREEMENT = 0.995
 """Least share of pixels on which fp16 must agree with torch: docs/adr/0006."""
+MAX_OLD_DROP_POINTS = 2.0
 RUNTIME_OF: dict[Target, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 LabelledImage = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -39,6 +41,16 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
     min_fp16_agreement: float = MIN_FP16_AGREEMENT
     min_int8_agreement: float | None = None
+    ranges: RangesPolicy = "carry"
+    ranges_method: RangesMethod = "minmax"
+    max_old_drop_points: float | None = MAX_OLD_DROP_POINTS
+    """What int8 may cost the old classes against fp32 (`edge_ilseg.export.guard`); None: no limit, one attempt."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that stay in float, as `edge_ilseg.export.quantize.find_float_layers` takes them."""
+    max_changed_pct: float | None = None
+    """How much of an int8 model may differ from the parent's."""
+    time_stages: bool = False
+    """Measure the latency of every form of the model."""
 
     def models(self) -> tuple[tuple[Target, Precision], ...]:
         """The models that this makes, in a fixed order.

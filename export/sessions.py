@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, layer_precisions, openvino_core
 from edge_ilseg.errors import MissingPackageError
 from edge_ilseg.export.float_onnx import DeployedModel
-from edge_ilseg.export.openvino_ir import CONVOLUTIONS, INTEGER_PRECISIONS
 
 ORT_LOG_FATAL = 4
+CONVOLUTIONS = ("Convolution", "GroupConvolution")
+"""OpenVINO's names of layer types."""
+INTEGER_PRECISIONS = frozenset({"u8", "i8"})
 
 
 class Outputs(NamedTuple):

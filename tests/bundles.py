@@ -1,14 +1,18 @@
-"""Bundles whose masks are known exactly, and images for them, without training anything.
+"""Bundles whose masks are known exactly, images for them, and real exports, without training anything.
 
-The network is the nearest of a few colours: argmin |x - c|^2 = argmax 2 c.x - |c|^2, a 1 x 1 convolution. Every product
-and sum is an integer below 2^24, so float32 is exact in whatever order a runtime adds: `nearest_color` is its oracle.
+The network of the exact ones is the nearest of a few colours: argmin |x - c|^2 = argmax 2 c.x - |c|^2, a 1 x 1
+convolution. Every product and sum is an integer below 2^24, so float32 is exact in whatever order a runtime adds:
+`nearest_color` is its oracle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -16,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edge_ilseg.bundle import (
+    FORMAT_VERSION,
     ClassEntry,
     Manifest,
     ModelEntry,
@@ -23,9 +28,15 @@ from edge_ilseg.bundle import (
     Preprocessing,
     Runtime,
     StepEntry,
+    read_manifest,
     write_manifest,
 )
 from edge_ilseg.devices.runtime import import_openvino
+
+if TYPE_CHECKING:
+    from edge_ilseg.calibration.ranges import TensorRange
+    from edge_ilseg.calibration.sample import CalibrationImages
+    from edge_ilseg.models.segmentation import SegmentationModel
 
 HEIGHT_PX, WIDTH_PX, BLOCK_PX = 48, 64, 8
 COLORS = {"background": (0, 0, 0), "apple": (200, 0, 0), "grass": (0, 200, 0), "boat": (0, 0, 200)}
@@ -33,6 +44,10 @@ BASE = {"background": 0, "apple": 0, "grass": 0}
 """Class name -> step it came from."""
 GROWN = {**BASE, "boat": 1}
 NEVER = -1e9
+BASE_COUNT = 4
+"""Classes of step 0 of `grown_model`."""
+NEW_BIAS = -2.0
+"""Logit offset of its new classes: they win on some pixels, and the old ones keep the rest."""
 
 
 def nearest_color(image_HWC: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
@@ -136,12 +151,13 @@ def write_bundle(
                 opset=18,
                 golden_masks=golden,
                 calibration=None,
+                convolutions=None,
                 expected=None,
             )
         )
     manifest = Manifest(
         format="edge-ilseg-bundle",
-        format_version=1,
+        format_version=FORMAT_VERSION,
         bundle_id="",
         created="2026-01-01T00:00:00+00:00",
         step=StepEntry(
@@ -160,6 +176,7 @@ def write_bundle(
         golden_images="golden/images.npy",
         expected_data=None,
         parity=(),
+        int8=None,
         versions={},
         files={},
     )
@@ -203,3 +220,92 @@ def write_family(folder: Path, *, forget: str | None = None, **options: object) 
     write_bundle(parent, BASE, step_id="a" * 64, models=models)  # type: ignore[arg-type]
     write_bundle(child, GROWN, step_id="b" * 64, parent_id="a" * 64, forget=forget, **options)  # type: ignore[arg-type]
     return child, parent
+
+
+def grown_model(*additions: int) -> SegmentationModel:
+    """`fakes.small_model` with `BASE_COUNT` classes, grown by so many for each step; what is there stays as it was."""
+    import torch
+    from fakes import small_model
+
+    model = small_model((BASE_COUNT,))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for count in additions:
+            model.grow(count, "scaled")
+            bias = model.classifiers[0].convs[-1].bias
+            assert bias is not None
+            bias.fill_(NEW_BIAS)
+    return model
+
+
+def step_entry(index: int, **changes: object) -> StepEntry:
+    """Step `index` of a chain in which each is the parent of the next, all with one frozen encoder."""
+    parent_id = str(index - 1) * 64 if index else None
+    entry = StepEntry(index, f"{index:02}-step", str(index) * 64, parent_id, "freeze", "e" * 64, encoder_frozen=True)
+    return msgspec.structs.replace(entry, **changes)
+
+
+def class_entries(model: SegmentationModel) -> tuple[ClassEntry, ...]:
+    """Classes `c0`, `c1`, ... of a model, each with the step that brought it."""
+    steps = [step for step, count in enumerate(model.class_counts) for _ in range(count)]
+    return tuple(ClassEntry(f"c{channel}", step, (channel, 0, 0)) for channel, step in enumerate(steps))
+
+
+def images_at_hand(count: int = 3, *, seed: int = 0) -> CalibrationImages:
+    """Images of a step, larger than the model's input; it calibrates on all of them."""
+    from fakes import random_images
+
+    from edge_ilseg.calibration.sample import CalibrationImages
+
+    found = random_images(count, seed=seed, height_px=72, width_px=80)
+    images = {f"{seed}-{number}": image for number, image in enumerate(found)}
+    return CalibrationImages(tuple(images), f"{seed:064}", images.__getitem__, at_hand=tuple(images))
+
+
+def export_grown(
+    out: Path, *additions: int, parent: Path | None = None, model: SegmentationModel | None = None, **options: object
+) -> Manifest:
+    """The bundle of `grown_model(*additions)`, or of `model`: int8 for onnxruntime, unless options say otherwise.
+
+    Args:
+        parent: folder of the parent's bundle.
+        options: of `export_bundle`, or else fields of its request.
+    """
+    from edge_ilseg.export.package import ExportRequest, export_bundle
+    from edge_ilseg.export.parent import load_parent
+
+    model = model or grown_model(*additions)
+    index = len(model.class_counts) - 1
+    settings: dict[str, object] = {"targets": ("onnx",), "precisions": ("int8",), "golden_count": 2}
+    others: dict[str, object] = {"step": step_entry(index), "calibration": images_at_hand(seed=index)}
+    for name, value in options.items():
+        (settings if name in ExportRequest.__struct_fields__ else others)[name] = value
+    return export_bundle(
+        model,
+        out,
+        request=ExportRequest(**settings),  # type: ignore[arg-type]
+        classes=class_entries(model),
+        background="c0",
+        parent=load_parent(parent, others["step"]) if parent else None,  # type: ignore[arg-type]
+        **others,  # type: ignore[arg-type]
+    )
+
+
+def stretch_ranges(folder: Path, out: Path, factor: float, prefixes: Iterable[str] = ("",)) -> Path:
+    """A whole copy of a bundle whose ranges are stretched where a tensor's name starts so; its models stay as they are.
+
+    Ranges that are far too narrow, or far too wide, are what a later step must not be ruined by.
+    """
+    from edge_ilseg.calibration.ranges import read_ranges, write_ranges
+
+    def stretched(name: str, item: TensorRange) -> TensorRange:
+        if not name.startswith(tuple(prefixes)):
+            return item
+        return msgspec.structs.replace(item, lowest=factor * item.lowest, highest=factor * item.highest)
+
+    shutil.copytree(folder, out)
+    ranges = read_ranges(out / "ranges.json")
+    tensors = {name: stretched(name, item) for name, item in ranges.tensors.items()}
+    write_ranges(out / "ranges.json", msgspec.structs.replace(ranges, tensors=tensors))
+    write_manifest(out, read_manifest(out))
+    return out

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
+from edge_ilseg.calibration.collect import collect_extremes
+from edge_ilseg.calibration.merge import Measured
 from edge_ilseg.models.segmentation import SegmentationModel, build_model
 from edge_ilseg.models.spec import Backbone, Head, ModelSpec
 
@@ -43,3 +50,38 @@ def random_images(
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 226, (count, height_px // 8, width_px // 8, 3)).repeat(8, axis=1).repeat(8, axis=2)
     return (coarse + rng.integers(0, 30, coarse.shape)).astype(np.uint8)
+
+
+def measure(float_path: Path, images_NHWC: NDArray[np.uint8], *, step: str = "00-base") -> Measured:
+    """What calibration finds out about a float ONNX on images that are called "0", "1" and so on."""
+    return collect_extremes(
+        float_path,
+        (image_HWC[np.newaxis] for image_HWC in images_NHWC),
+        image_ids=[str(number) for number in range(len(images_NHWC))],
+        images_sha256="22",
+        step=step,
+    )
+
+
+def with_constant(model: onnx.ModelProto, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> onnx.ModelProto:
+    """A copy of an ONNX graph in which one constant is `change` of what it was: a layer that was trained again."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    (constant,) = (item for item in result.graph.initializer if item.name == name)
+    constant.CopyFrom(onnx.numpy_helper.from_array(change(onnx.numpy_helper.to_array(constant).copy()), name))
+    return result
+
+
+def with_names(model: onnx.ModelProto, rename: Callable[[str], str]) -> onnx.ModelProto:
+    """A copy of an ONNX graph with other names of nodes, constants and tensors, its inputs and outputs excepted."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    kept = {"", *(item.name for item in (*graph.input, *graph.output))}
+    for node in graph.node:
+        node.name = rename(node.name)
+        for names in (node.input, node.output):
+            names[:] = [name if name in kept else rename(name) for name in names]
+    for item in (*graph.initializer, *graph.value_info):
+        item.name = item.name if item.name in kept else rename(item.name)
+    return result

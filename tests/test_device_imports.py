@@ -22,7 +22,10 @@ LOADER = "edge_ilseg/data/loader.py"
 DEVICE_HALF = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
-        *(ROOT / f"edge_ilseg/{name}.py" for name in ("errors", "files", "metrics", "bundle", "images", "records")),
+        *(
+            ROOT / f"edge_ilseg/{name}.py"
+            for name in ("errors", "files", "metrics", "bundle", "images", "int8_record", "records")
+        ),
         *(
             ROOT / f"edge_ilseg/{name}.py"
             for name in ("progress", "scenario", "cli/verify", "cli/__init__", "cli/progress_bar")
@@ -98,8 +101,8 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small_model(),
         out,
         request=ExportRequest(precisions=("int8",), golden_count=2),
-        step=StepEntry(1, "01-boat", "b" * 64, "a" * 64, "finetune", "e" * 64, encoder_frozen=False),
-        classes=tuple(ClassEntry(name, int(name == "boat"), (0, 0, 0)) for name in COLORS),
+        step=StepEntry(0, "00-base", "b" * 64, None, "base", "e" * 64, encoder_frozen=False),
+        classes=tuple(ClassEntry(name, 0, (0, 0, 0)) for name in COLORS),
         background="background",
         calibration=CalibrationImages(tuple(images), "22", images.__getitem__),
     )

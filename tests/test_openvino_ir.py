@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import HEIGHT_PX, WIDTH_PX, random_images, small_model
+from fakes import HEIGHT_PX, WIDTH_PX, measure, random_images, small_model
 
 from edge_ilseg.bundle import Precision
-from edge_ilseg.calibration.collect import collect_ranges
+from edge_ilseg.calibration.merge import make_ranges
 from edge_ilseg.devices.runtime import import_openvino, openvino_core
 from edge_ilseg.errors import ExportError, MissingPackageError
 from edge_ilseg.export import sessions
 from edge_ilseg.export.float_onnx import write_float_onnx
-from edge_ilseg.export.openvino_ir import (
-    INTEGER_PRECISIONS,
-    X86,
-    check_int8_runs,
-    executed_precisions,
-    model_api_info,
-    write_ir,
-)
-from edge_ilseg.export.quantize import write_int8_onnx
+from edge_ilseg.export.openvino_ir import model_api_info, write_ir
+from edge_ilseg.export.quantize import write_int8_onnx, write_weights_only
 
 ov = import_openvino()
 
-needs_x86 = pytest.mark.skipif(
-    platform.machine() not in X86, reason="which layers run in int8 is known for x86-64 only"
-)
 INFO = {"model_info": model_api_info(["background", "dining table"]), "edge_ilseg": {"step_id": "ab12"}}
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
@@ -42,10 +31,7 @@ def source(folder: Path, precision: Precision) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ir")
     write_float_onnx(small_model(), folder / "float.onnx")
-    images_NHWC = (image[np.newaxis] for image in random_images(4))
-    ranges = collect_ranges(
-        folder / "float.onnx", images_NHWC, image_ids=list("abcd"), images_sha256="22", step="00-base"
-    )
+    ranges = make_ranges(measure(folder / "float.onnx", random_images(4)), "carry", None)
     write_int8_onnx(folder / "float.onnx", folder / "int8.onnx", ranges)
     for precision in PRECISIONS:
         write_ir(source(folder, precision), folder / f"{precision}.xml", precision, INFO)
@@ -89,19 +75,27 @@ def test_the_file_says_nothing_of_the_folder_it_was_made_in(folder: Path) -> Non
     assert str(folder) not in (folder / "int8.xml").read_text()
 
 
-@needs_x86
-def test_convolutions_of_the_int8_model_run_in_int8_and_those_of_fp32_do_not(folder: Path) -> None:
-    int8 = executed_precisions(folder / "int8.xml")
-    assert set(int8) <= INTEGER_PRECISIONS
-    assert sum(int8.values()) == 18
-    assert executed_precisions(folder / "fp32.xml") == {"f32": 18}
-    check_int8_runs(folder / "int8.xml")
-
-
-@needs_x86
-def test_an_int8_model_that_would_run_in_float_is_refused(folder: Path) -> None:
-    with pytest.raises(ExportError, match="18 in f32"):
-        check_int8_runs(folder / "fp32.xml")
+def test_an_ir_of_weights_alone_is_small_the_same_bytes_twice_and_takes_and_gives_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_weights_only(folder / "float.onnx", tmp_path / "weights.onnx")
+    for name in ("one", "two"):
+        write_ir(tmp_path / "weights.onnx", tmp_path / f"{name}.xml", "int8", INFO)
+    for suffix in (".xml", ".bin"):
+        assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
+    size, whole = (tmp_path / "one.bin").stat().st_size, (folder / "fp32.bin").stat().st_size
+    assert size == pytest.approx(whole / 4, rel=0.10)
+    small, fp32 = (openvino_core().read_model(path) for path in (tmp_path / "one.xml", folder / "fp32.xml"))
+    for ports in ("inputs", "outputs"):
+        kinds = [
+            {(item.any_name, str(item.element_type), str(item.partial_shape)) for item in getattr(model, ports)}
+            for model in (small, fp32)
+        ]
+        assert kinds[0] == kinds[1]
+    image_NHWC = random_images(1, seed=3)
+    expected = sessions.load_onnx(tmp_path / "weights.onnx")(image_NHWC)
+    found = sessions.load_openvino(tmp_path / "one.xml")(image_NHWC)
+    np.testing.assert_allclose(found.logits_NCHW, expected.logits_NCHW, rtol=1e-3, atol=1e-3)
 
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -10,18 +10,25 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
+from bundles import stretch_ranges
 from fakes import HEIGHT_PX, WIDTH_PX, random_images, small_model
 
 from edge_ilseg.bundle import ClassEntry, Manifest, StepEntry, check_files, read_manifest
+from edge_ilseg.calibration.collect import quantized_nodes
 from edge_ilseg.calibration.ranges import read_ranges
 from edge_ilseg.devices.runtime import check_fit, load_session
 from edge_ilseg.errors import ExportError, ParityError
-from edge_ilseg.export.package import CalibrationImages, ExportRequest, export_bundle
+from edge_ilseg.export.package import CalibrationImages, ExportRequest, ParentBundle, export_bundle
+from edge_ilseg.export.parent import load_parent
 from edge_ilseg.export.request import LabelledImage
 from edge_ilseg.models.segmentation import SegmentationModel
 
 IMAGES = dict(zip(("a", "b", "c"), random_images(3, height_px=72, width_px=80), strict=True))
-CALIBRATION = CalibrationImages(ids=tuple(IMAGES), images_sha256="22", read=IMAGES.__getitem__)
+CALIBRATION = CalibrationImages(tuple(IMAGES), images_sha256="22", read=IMAGES.__getitem__, at_hand=tuple(IMAGES))
+OLD_IMAGES = random_images(3, seed=1)
+BASE_CALIBRATION = CalibrationImages(("0", "1", "2"), "33", lambda image_id: OLD_IMAGES[int(image_id)])
+BASE_STEP = StepEntry(0, "00-base", "cd" * 32, None, "base", "ef" * 32, encoder_frozen=False)
 STEP = StepEntry(1, "01-boat", "ab" * 32, "cd" * 32, "freeze+kd-output", "ef" * 32, encoder_frozen=True)
 CLASSES = tuple(
     ClassEntry(name, step, (step, 0, 0)) for name, step in (("background", 0), ("cat", 0), ("dog", 0), ("big boat", 1))
@@ -34,10 +41,35 @@ def evaluation() -> list[LabelledImage]:
     return [(image, rng.integers(0, 4, (72, 80)).astype(np.uint8)) for image in IMAGES.values()]
 
 
+def base_model() -> SegmentationModel:
+    return small_model((3,))
+
+
+def grown_model() -> SegmentationModel:
+    """The same network with a class more."""
+    model = base_model()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model.grow(1, "scaled")
+    return model
+
+
 def export(out: Path, request: ExportRequest, model: SegmentationModel | None = None, **options: object) -> Manifest:
     settings: dict[str, object] = {"step": STEP, "classes": CLASSES, "background": "background"}
     settings["calibration"] = CALIBRATION
-    return export_bundle(model or small_model(), out, request=request, **{**settings, **options})  # type: ignore[arg-type]
+    return export_bundle(model or grown_model(), out, request=request, **{**settings, **options})  # type: ignore[arg-type]
+
+
+def export_base(out: Path, request: ExportRequest, **options: object) -> Manifest:
+    settings = {"step": BASE_STEP, "classes": CLASSES[:3], "calibration": BASE_CALIBRATION}
+    return export(out, request, base_model(), **{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> ParentBundle:
+    out = tmp_path_factory.mktemp("bundles") / "00-base"
+    export_base(out, ExportRequest(precisions=("int8",), golden_count=1))
+    return load_parent(out, STEP)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +78,12 @@ def told() -> list[tuple[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, float]]) -> Path:
+def bundle(tmp_path_factory: pytest.TempPathFactory, parent: ParentBundle, told: list[tuple[str, float]]) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "01-boat"
     export(
         out,
         EVERYTHING,
+        parent=parent,
         evaluation=evaluation,
         evaluation_name="made up",
         progress=lambda text, share: told.append((text, share)),
@@ -121,14 +154,76 @@ def test_int8_models_say_what_they_were_calibrated_on(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     for entry in manifest.models:
         if entry.precision != "int8":
-            assert entry.calibration is None
+            assert (entry.calibration, entry.convolutions) == (None, None)
             continue
         assert entry.calibration is not None
         assert entry.calibration.image_ids == ("a", "b", "c")
         assert entry.calibration.reduce_range
+        assert (entry.calibration.policy, entry.calibration.float_layers) == ("carry", ())
         ranges = read_ranges(bundle / str(entry.calibration.ranges_file))
         assert ranges.image_ids == entry.calibration.image_ids
-        assert {item.step for item in ranges.tensors.values()} == {"01-boat"}
+        assert ranges.method == entry.calibration.method
+        new = {name: item.steps for name, item in ranges.tensors.items() if item.origin != "carried"}
+        assert new == {"decoder.classifiers.0.steps.1/Conv": ("01-boat",)}
+        assert {item.steps for item in ranges.tensors.values() if item.origin == "carried"} == {("00-base",)}
+
+
+def test_every_quantized_convolution_is_computed_in_int8_and_the_manifest_says_so(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    convolutions = {
+        node.name for node in onnx.load(bundle / "models/onnx/model.fp32.onnx").graph.node if node.op_type == "Conv"
+    }
+    for runtime in ("onnxruntime", "openvino"):
+        executed = manifest.model(runtime, "int8").convolutions
+        assert executed is not None
+        assert executed.keys() == convolutions
+        assert set(executed.values()) <= {"u8", "i8"}
+
+
+def test_the_record_says_what_int8_costs_and_how_much_of_it_is_new(bundle: Path) -> None:
+    record = read_manifest(bundle).int8
+    assert record is not None
+    assert (record.asked, record.taken, record.max_old_drop_points) == ("carry", "carry", 2.0)
+    (attempt,) = record.attempts
+    compared = ["images at hand", "golden images", "labelled images"]
+    assert [(row.runtime, row.images) for row in attempt.rows] == [
+        (runtime, images) for runtime in ("openvino", "onnxruntime") for images in compared
+    ]
+    counted = [row.drop_points for row in attempt.rows if row.images != "golden images"]
+    assert attempt.max_drop_points == max(counted) <= 2.0
+    assert len(record.worst_sqnr) == 10
+    assert sorted(row.runtime for row in record.delta) == ["onnxruntime", "openvino"]
+    for row in record.delta:
+        assert (row.encoder_changed_bytes, row.encoder_output_identical) == (0, True)
+
+
+def test_the_costs_on_labelled_images_are_those_of_the_expected_scores(bundle: Path) -> None:
+    """The int8 models that are judged and those that are shipped are the same."""
+    manifest = read_manifest(bundle)
+    assert manifest.int8 is not None
+    for row in manifest.int8.attempts[0].rows:
+        if row.images == "labelled images":
+            for precision, miou in (("fp32", row.fp32), ("int8", row.int8)):
+                expected = manifest.model(row.runtime, precision).expected  # type: ignore[arg-type]
+                assert expected is not None
+                assert miou == pytest.approx(expected.miou_old, abs=1e-3)
+
+
+def test_the_table_has_the_size_of_each_form_and_its_latency_only_on_request(bundle: Path, tmp_path: Path) -> None:
+    rows = {row.stage: row for row in read_manifest(bundle).parity}
+    assert {row.latency_ms for row in rows.values()} == {None}
+    assert rows["torch"].model_bytes is None
+    for stage, files in (
+        ("onnx fp32", ("onnx/model.fp32.onnx",)),
+        ("onnx int8", ("onnx/model.int8.onnx",)),
+        ("openvino fp16", ("openvino/model.fp16.xml", "openvino/model.fp16.bin")),
+    ):
+        shipped_bytes = sum((bundle / "models" / name).stat().st_size for name in files)
+        assert rows[stage].model_bytes == pytest.approx(shipped_bytes, rel=0.02)  # with logits besides the mask
+    request = ExportRequest(targets=("onnx",), precisions=("fp32",), time_stages=True)
+    for row in export(tmp_path / "out", request).parity:
+        assert row.latency_ms is not None
+        assert row.latency_ms > 0
 
 
 def test_logits_are_left_out_unless_asked_for(bundle: Path, tmp_path: Path) -> None:
@@ -147,7 +242,8 @@ def test_logits_are_left_out_unless_asked_for(bundle: Path, tmp_path: Path) -> N
 @pytest.mark.usefixtures("bundle")
 def test_progress_is_told_for_every_stage(told: list[tuple[str, float]]) -> None:
     texts = " ".join(text for text, _ in told)
-    for stage in ("exporting to ONNX", "calibrating", "writing openvino int8", "comparing", "scoring onnxruntime int8"):
+    stages = ["exporting to ONNX", "calibrating", "judging int8", "writing openvino int8", "comparing the exported"]
+    for stage in (*stages, "scoring onnxruntime int8", "comparing with the parent's bundle"):
         assert stage in texts
     assert all(0.0 <= share <= 1.0 for _, share in told)
 
@@ -158,11 +254,12 @@ def test_only_what_the_targets_need_is_made_and_compared(tmp_path: Path) -> None
     assert [row.miou_old for row in manifest.parity] == [None, None]
     assert manifest.expected_data is None
     assert "ranges.json" not in manifest.files
+    assert manifest.int8 is None
 
 
 def test_constant_images_can_be_calibrated_on(tmp_path: Path) -> None:
     black = CalibrationImages(("black",), "00", lambda _: np.zeros((50, 40, 3), dtype=np.uint8))
-    manifest = export(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("int8",)), calibration=black)
+    manifest = export_base(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("int8",)), calibration=black)
     assert [entry.precision for entry in manifest.models] == ["int8"]
 
 
@@ -188,6 +285,74 @@ def test_int8_without_images_says_what_to_do_and_writes_nothing(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_int8_of_a_later_step_needs_its_parents_ranges_and_writes_nothing_without(
+    parent: ParentBundle, tmp_path: Path
+) -> None:
+    without = ParentBundle(parent.folder, parent.manifest, None)
+    for given, found in ((None, "no bundle of the parent step"), (without, "no ranges in")):
+        with pytest.raises(ExportError, match=rf"needs the int8 ranges of its parent(.|\n)*{found}(.|\n)*--parent"):
+            export(tmp_path / "out", ExportRequest(), parent=given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_that_costs_too_much_leaves_nothing_behind(parent: ParentBundle, tmp_path: Path) -> None:
+    request = ExportRequest(targets=("onnx",), precisions=("fp32", "int8"), max_old_drop_points=-1000.0)
+    with pytest.raises(ExportError, match=r"carry: (.|\n)*union: (.|\n)*mixed: (.|\n)*mixed: (.|\n)*weights-only: "):
+        export(tmp_path / "out", request, parent=parent)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bundle_holds_the_attempt_that_was_taken(parent: ParentBundle, tmp_path: Path) -> None:
+    """The parent's ranges clip; the encoder is frozen, and may change all the same: that is what saves it."""
+    clipping = load_parent(stretch_ranges(parent.folder, tmp_path / "parent", 0.05, ("encoder.",)), STEP)
+    request = ExportRequest(precisions=("int8",), golden_count=1, max_old_drop_points=20.0)
+    manifest = export(tmp_path / "out", request, parent=clipping)
+    assert manifest.int8 is not None
+    assert [attempt.verdict for attempt in manifest.int8.attempts] == ["refused", "taken"]
+    assert (manifest.int8.asked, manifest.int8.taken) == ("carry", "union")
+    ranges = read_ranges(tmp_path / "out" / "ranges.json")
+    assert ranges.policy == "union"
+    assert (manifest.int8.carried, manifest.int8.merged) == (0, ranges.count("merged"))
+    for row in manifest.int8.delta:
+        assert row.encoder_changed_bytes > 0
+        assert row.encoder_output_identical is None
+    for row in manifest.parity:
+        assert row.agreement > 0.7, row.stage
+
+
+def test_weights_alone_need_no_image_no_parent_and_no_ranges(tmp_path: Path) -> None:
+    request = ExportRequest(precisions=("fp32", "int8"), ranges="weights-only", golden_count=1)
+    manifest = export(tmp_path / "out", request, calibration=None)
+    assert "ranges.json" not in manifest.files
+    assert manifest.int8 is not None
+    assert (manifest.int8.taken, manifest.int8.delta) == ("weights-only", ())
+    for runtime, folder in (("onnxruntime", "onnx"), ("openvino", "openvino")):
+        entry = manifest.model(runtime, "int8")
+        assert entry.calibration is not None
+        assert (entry.calibration.policy, entry.calibration.ranges_file) == ("weights-only", None)
+        assert not entry.calibration.reduce_range
+        assert entry.convolutions is not None
+        assert set(entry.convolutions.values()) == {"f32"}
+        fp32_bytes = sum(manifest.files[name].bytes for name in manifest.model(runtime, "fp32").files)
+        assert sum(manifest.files[name].bytes for name in entry.files) < 0.4 * fp32_bytes, folder
+        rows = {row.stage: row.agreement for row in manifest.parity}
+        assert rows[f"{folder} int8"] > 0.9
+
+
+def test_layers_that_were_to_stay_in_float_do_in_both_runtimes(tmp_path: Path) -> None:
+    request = ExportRequest(precisions=("fp32", "int8"), golden_count=1, float_layers=("last", "encoder.stem"))
+    manifest = export_base(tmp_path / "out", request)
+    layers = ("encoder.stem.conv/Conv", "encoder.stem/Clip", "decoder.classifiers.0.steps.0/Conv")
+    nodes = quantized_nodes(onnx.load(tmp_path / "out/models/onnx/model.fp32.onnx"), layers)
+    for runtime in ("onnxruntime", "openvino"):
+        entry = manifest.model(runtime, "int8")
+        assert entry.calibration is not None
+        assert entry.calibration.float_layers == layers
+        assert entry.convolutions is not None
+        assert {name for name, kind in entry.convolutions.items() if kind == "f32"} == {layers[0], layers[2]}
+        assert {name for name in nodes if name.endswith("/Conv")} == entry.convolutions.keys() - set(layers)
+
+
 def test_nan_weights_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     model = small_model()
     model.encoder.stages[1][0].bn.running_var[2] = float("nan")
@@ -204,7 +369,7 @@ def test_a_class_list_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> 
 def test_an_export_that_fails_parity_leaves_nothing_behind(tmp_path: Path) -> None:
     request = ExportRequest(targets=("onnx",), precisions=("int8",), min_int8_agreement=1.01)
     with pytest.raises(ParityError, match="'onnx int8'"):
-        export(tmp_path / "out", request)
+        export_base(tmp_path / "out", request)
     assert not list(tmp_path.iterdir())
 
 
@@ -276,8 +441,8 @@ def test_an_empty_folder_and_a_damaged_bundle_are_replaced(damage: str, bundle: 
 
 
 @pytest.mark.slow
-def test_the_same_model_gives_the_same_model_files(tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_model_files(parent: ParentBundle, tmp_path: Path) -> None:
     request = ExportRequest(targets=("openvino",), precisions=("int8",), golden_count=1)
-    one, two = (export(tmp_path / name, request) for name in ("one", "two"))
+    one, two = (export(tmp_path / name, request, parent=parent) for name in ("one", "two"))
     assert one.files == two.files
     assert "ranges.json" in one.files

@@ -110,6 +110,36 @@ def test_logits_that_are_not_finite_are_an_error_in_every_stage() -> None:
         check_parity(rows)
 
 
+def test_the_size_of_a_form_stands_in_its_row() -> None:
+    stages = [REFERENCE, OTHER._replace(model_bytes=1234)]
+    rows = measure_parity(stages, images([None]), CLASSES, old_count=2, background="background")
+    assert [row.model_bytes for row in rows] == [None, 1234]
+    assert [row.latency_ms for row in rows] == [None, None]
+
+
+def test_latency_is_the_median_of_runs_in_turns_after_one_that_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A clock that a run moves on by as much as it is told to take, in ms."""
+    clock = {"ns": 0}
+    order: list[str] = []
+
+    def taking(name: str, durations_ms: list[float]) -> Stage:
+        left = iter(durations_ms)
+
+        def predict(image_NHWC: np.ndarray) -> Outputs:
+            order.append(name)
+            clock["ns"] += round(next(left) * 1e6)
+            return REFERENCE.predict(image_NHWC)
+
+        return Stage(name, predict)
+
+    monkeypatch.setattr(parity.time, "perf_counter_ns", lambda: clock["ns"])
+    stages = [taking("slow", [900.0, 30.0, 10.0, 20.0]), taking("fast", [500.0, 1.5, 1.0, 700.0])]
+    assert parity.time_stages(stages, np.zeros((1, 2, 2, 3), np.uint8), 3) == pytest.approx((20.0, 1.5))
+    assert order == ["slow", "fast"] * 4
+
+
 def test_another_limit_for_fp16_can_be_set() -> None:
     row = ParityRow("openvino fp16", 0.1, 0.003, 0.9937, None, None)
     check_parity([row], min_fp16_agreement=0.993)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -15,12 +16,15 @@ from edge_ilseg.checkpoint import StepRecord, load_model
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
 from edge_ilseg.data import open_data
 from edge_ilseg.data.step_view import image_set_sha256
-from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
+from edge_ilseg.errors import BundleError, ClassNameError, ConfigError, DataError, ExportError, WorkspaceError
 from edge_ilseg.methods import METHODS
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.pipeline import evaluate_step, export_step, run_plan
 from edge_ilseg.planning import plan_base, plan_step
 from edge_ilseg.workspace import Workspace, create_workspace
+
+if TYPE_CHECKING:
+    from edge_ilseg.export.request import ExportRequest
 
 DATA = DataConfig("shapes", options={"train": 60, "val": 6, "test": 6, "height_px": 48, "width_px": 48})
 BASE = ("disk", "square", "ring", "cross", "bar", "crescent")
@@ -263,9 +267,11 @@ def test_evaluation_scores_what_training_recorded(trained: Workspace) -> None:
 def test_a_step_becomes_a_bundle_that_is_whole(workspace: Workspace, tmp_path: Path) -> None:
     from edge_ilseg.export.request import ExportRequest
 
-    record = step(workspace, "star")
+    base, record = workspace.read_step("0"), step(workspace, "star")
+    request = ExportRequest(precisions=("fp32", "int8"))
+    export_step(workspace, base, request, workspace.bundle_folder(base.name), calibration_count=4)
     out = tmp_path / "star.bundle"
-    export_step(workspace, record, ExportRequest(precisions=("fp32", "int8")), out, calibration_count=4)
+    export_step(workspace, record, request, out, calibration_count=4)
     manifest = read_manifest(out)
     check_files(out, manifest)
     assert (manifest.step.id, manifest.step.parent_id) == (record.id, record.parent_id)
@@ -279,6 +285,68 @@ def test_a_step_becomes_a_bundle_that_is_whole(workspace: Workspace, tmp_path: P
     expected = manifest.model("onnxruntime", "fp32").expected
     assert expected is not None
     assert expected.miou_all == pytest.approx(record.metrics["val"].miou_all, abs=1e-3)
+    assert manifest.int8 is not None
+    at_hand, _, scored = manifest.int8.attempts[-1].rows[:3]
+    assert (at_hand.images, at_hand.count) == ("images at hand", len(record.data.image_ids))
+    assert (scored.images, scored.count) == ("labelled images", 6)
+    assert manifest.int8.carried > 10
+    assert [row.encoder_changed_bytes for row in manifest.int8.delta] == [0, 0]
+
+
+def fast(**changes: object) -> ExportRequest:
+    from edge_ilseg.export.request import ExportRequest
+
+    settings: dict[str, object] = {"targets": ("onnx",), "precisions": ("int8",), "golden_count": 1}
+    return ExportRequest(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_int8_of_a_later_step_is_refused_until_its_parent_was_exported(workspace: Workspace, tmp_path: Path) -> None:
+    record = step(workspace, "star")
+    out = workspace.bundle_folder(record.name)
+    with pytest.raises(
+        ExportError, match=r"'01-star' needs the int8 ranges of its parent(.|\n)*export the parent step"
+    ):
+        export_step(workspace, record, fast(), out, calibration_count=4)
+    assert not out.parent.exists()
+    elsewhere = tmp_path / "elsewhere"
+    export_step(workspace, workspace.read_step("0"), fast(), elsewhere, calibration_count=4)
+    with pytest.raises(ExportError, match="no bundle of the parent step"):
+        export_step(workspace, record, fast(), out, calibration_count=4)
+    manifest = export_step(
+        workspace, record, fast(max_old_drop_points=None), out, calibration_count=4, parent=elsewhere
+    )
+    assert manifest.int8 is not None
+    assert manifest.int8.carried > 10
+
+
+def test_the_parents_bundle_must_be_whole_and_the_parents(workspace: Workspace, tmp_path: Path) -> None:
+    record, other = step(workspace, "star"), step(workspace, "star", name="other", parent_name="00-base")
+    request = fast(precisions=("fp32",))
+    for name in ("00-base", "01-other"):
+        export_step(workspace, workspace.read_step(name), request, workspace.bundle_folder(name))
+    with pytest.raises(ExportError, match=rf"not the bundle of the parent of step '01-star'(.|\n)*{other.id[:12]}"):
+        export_step(workspace, record, fast(), tmp_path / "out", parent=workspace.bundle_folder("01-other"))
+    with pytest.raises(ExportError, match="no ranges in"):
+        export_step(workspace, record, fast(), tmp_path / "out")
+    model = workspace.bundle_folder("00-base") / "models/onnx/model.fp32.onnx"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="damaged"):
+        export_step(workspace, record, fast(), tmp_path / "out")
+    with pytest.raises(BundleError, match="no bundle"):
+        export_step(workspace, record, fast(), tmp_path / "out", parent=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_alone_need_neither_the_parents_bundle_nor_the_steps_images(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    record = step(workspace, "star")
+    gone = msgspec.structs.replace(DATA, options={**DATA.options, "train": 5})
+    request = fast(ranges="weights-only", max_old_drop_points=None)
+    manifest = export_step(workspace, record, request, tmp_path / "out", data=gone)
+    assert "ranges.json" not in manifest.files
+    assert manifest.int8 is not None
+    assert [row.images for row in manifest.int8.attempts[0].rows] == ["labelled images"]
 
 
 def test_export_says_where_to_look_when_the_steps_images_are_gone(workspace: Workspace, tmp_path: Path) -> None:

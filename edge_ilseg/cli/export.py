@@ -10,9 +10,7 @@ import click
 from edge_ilseg.cli.options import data_config, data_option_option, json_option, step_option, workspace_argument
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from edge_ilseg.bundle import Manifest
+    from edge_ilseg.int8_record import RangesMethod, RangesPolicy
 
 
 @click.command()
@@ -38,10 +36,42 @@ if TYPE_CHECKING:
 @click.option("--logits", is_flag=True, help="The models give logits besides the mask.")
 @click.option("--calibration-images", type=int, default=96, show_default=True, help="At most, of the step's own.")
 @click.option(
-    "--full-range-weights",
-    is_flag=True,
-    help="8-bit weights in place of 7-bit ones: only for devices with VNNI or ARM dot-product instructions.",
+    "--ranges",
+    type=click.Choice(["carry", "union", "new-only", "weights-only"]),
+    default="carry",
+    show_default=True,
+    help="Whose int8 ranges: the parent's for what is frozen, the envelope of both, this step's alone, or none.",
 )
+@click.option(
+    "--range-method",
+    type=click.Choice(["minmax", "mean-minmax"]),
+    help="Extremes over all images, or the average of each image's.  [minmax]",
+)
+@click.option(
+    "--parent",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Bundle of the parent step; WORKSPACE/bundles/PARENT if left out.",
+)
+@click.option(
+    "--max-old-drop",
+    type=click.FloatRange(min=0),
+    help="Points that int8 may cost the old classes against fp32 before another way is tried.  [2]",
+)
+@click.option("--no-guard", is_flag=True, help="Take the first way to int8 whatever it costs, and record the cost.")
+@click.option(
+    "--keep-float",
+    "float_layers",
+    multiple=True,
+    metavar="LAYER",
+    help="A layer that stays in float: first, last, or a node or module of the ONNX. Several by repeating.",
+)
+@click.option("--max-changed", type=float, metavar="PCT", help="How much of an int8 model may be new to a device.")
+@click.option(
+    "--profile",
+    metavar="NAME|FILE",
+    help="Device profile. Without integer dot products, or without a profile, int8 weights have 7 bits.",
+)
+@click.option("--explain", is_flag=True, help="Time every form of the model, and show how int8 came about.")
 @click.option("--min-fp16-agreement", type=float, help="Least share of pixels on which fp16 agrees with torch: 0.995.")
 @click.option("--min-int8-agreement", type=float, help="The same for int8; not checked if left out.")
 @click.option("--data", "data_text", metavar="KIND:ROOT", help="The images that the step learned from, if elsewhere.")
@@ -58,7 +88,15 @@ def export(
     out: Path | None,
     logits: bool,
     calibration_images: int,
-    full_range_weights: bool,
+    ranges: RangesPolicy,
+    range_method: RangesMethod | None,
+    parent: Path | None,
+    max_old_drop: float | None,
+    no_guard: bool,
+    float_layers: tuple[str, ...],
+    max_changed: float | None,
+    profile: str | None,
+    explain: bool,
     min_fp16_agreement: float | None,
     min_int8_agreement: float | None,
     data_text: str | None,
@@ -71,20 +109,26 @@ def export(
     """Make the bundle of a step: ONNX and OpenVINO models, int8 calibrated on the step's new-class images alone.
 
     Each form of the model is compared with the one before; a form that does not compute the same stops the export.
+    What is frozen keeps the int8 ranges of the parent's bundle, so that old classes lose nothing; where int8 costs them
+    too much all the same, other ways are tried.
 
     \b
     edge-ilseg export work
     edge-ilseg export work --step 01-boat --target openvino --precision fp16 --precision int8 --out boat.bundle
+    edge-ilseg export work --parent base.bundle --profile raspberry-pi-5 --explain
     """
     import msgspec
 
+    from edge_ilseg.cli.export_tables import show_export
     from edge_ilseg.cli.progress_bar import progress_bar
-    from edge_ilseg.cli.tables import print_table
-    from edge_ilseg.errors import check_extra
+    from edge_ilseg.devices.device_profile import read_profile
+    from edge_ilseg.errors import ConfigError, check_extra
     from edge_ilseg.pipeline import EXPORT_MODULES, export_step
     from edge_ilseg.workspace import open_workspace
 
     check_extra("export", EXPORT_MODULES, "export")
+    if no_guard and max_old_drop is not None:
+        raise ConfigError("--no-guard and --max-old-drop exclude each other", hint="drop one of the two")
     from edge_ilseg.export.request import ExportRequest
 
     opened = open_workspace(workspace)
@@ -94,11 +138,17 @@ def export(
         targets=targets or default.targets,  # type: ignore[arg-type]
         precisions=precisions or default.precisions,  # type: ignore[arg-type]
         logits=logits,
-        reduce_range=not full_range_weights,
+        reduce_range=profile is None or not read_profile(profile).allows_8_bit_weights,
         min_fp16_agreement=default.min_fp16_agreement if min_fp16_agreement is None else min_fp16_agreement,
         min_int8_agreement=min_int8_agreement,
+        ranges=ranges,
+        ranges_method=range_method or default.ranges_method,
+        max_old_drop_points=None if no_guard else default.max_old_drop_points if max_old_drop is None else max_old_drop,
+        float_layers=float_layers,
+        max_changed_pct=max_changed,
+        time_stages=explain,
     )
-    out = out or workspace / "bundles" / record.name
+    out = out or opened.bundle_folder(record.name)
     with progress_bar(f"export {record.name}") as progress:
         manifest = export_step(
             opened,
@@ -106,6 +156,7 @@ def export(
             request,
             out,
             calibration_count=calibration_images,
+            parent=parent,
             data=data_config(opened.config.data, data_text, None, None, data_option_items),
             evaluation_data=data_config(opened.config.data, eval_data_text, None, split),
             replace=replace,
@@ -114,44 +165,5 @@ def export(
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(manifest), indent=1).decode())
         return
-    print_table(parity_table(manifest))
-    print_table(models_table(manifest))
+    show_export(manifest, explain=explain)
     click.echo(f"written: {out}")
-
-
-def parity_table(manifest: Manifest) -> Table:
-    """The chain torch -> ... -> int8, each stage compared with the first."""
-    from rich.table import Table
-
-    from edge_ilseg.cli.tables import percent
-
-    table = Table(title=f"{manifest.step.name}: from torch to the shipped models")
-    for column in ("stage", "max abs", "relative RMSE", "same pixels", "mIoU old", "mIoU new"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for row in manifest.parity:
-        table.add_row(
-            row.stage,
-            "-" if row.max_abs is None else f"{row.max_abs:.2g}",
-            "-" if row.relative_rmse is None else f"{row.relative_rmse:.2g}",
-            f"{100 * row.agreement:.3f} %",
-            percent(row.miou_old),
-            percent(row.miou_new),
-        )
-    return table
-
-
-def models_table(manifest: Manifest) -> Table:
-    """What is in the bundle: size and expected scores of each model."""
-    from rich.table import Table
-
-    from edge_ilseg.cli.tables import percent
-
-    table = Table(title="models of the bundle", caption=f"scores in per cent, on {manifest.expected_data or 'no data'}")
-    for column in ("runtime", "precision", "MiB", "mIoU old", "mIoU new", "mIoU all"):
-        table.add_column(column, justify="left" if column in ("runtime", "precision") else "right")
-    for entry in manifest.models:
-        size_mib = sum(manifest.files[name].bytes for name in entry.files) / 2**20
-        scores = entry.expected
-        values = (scores.miou_old, scores.miou_new, scores.miou_all) if scores else (None, None, None)
-        table.add_row(entry.runtime, entry.precision, f"{size_mib:.2f}", *(percent(value) for value in values))
-    return table

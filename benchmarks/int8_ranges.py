@@ -1,0 +1,276 @@
+"""What int8 costs old and new classes, by whose ranges: carried, united, of new images alone, none, forbidden ones.
+
+    python benchmarks/int8_ranges.py RUN --methods freeze+kd-output,kd-output --out int8.json
+    pip install -c constraints.txt nncf && python benchmarks/int8_ranges.py RUN --nncf ...
+
+RUN is a folder that `edge-ilseg scenario run` made. For each seed and method, and each step of its chain, the same
+float model is quantized in every way; each way goes on from its own ranges of the step before. All are scored in one
+run on the evaluation split, in both runtimes, with the real kernels of this machine and simulated.
+
+`old-images` calibrates on images of step 0, which nobody has in the field: what could be had without the privacy rule.
+`nncf` is NNCF's post-training quantization with its defaults on the same new images, in OpenVINO.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_ilseg.calibration.collect import collect_extremes
+from edge_ilseg.calibration.merge import make_ranges
+from edge_ilseg.calibration.ranges import Ranges
+from edge_ilseg.calibration.sample import choose_images
+from edge_ilseg.checkpoint import StepRecord, load_model
+from edge_ilseg.data import open_data
+from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.data.step_view import count_pixels, presence
+from edge_ilseg.devices.facts import read_device_facts
+from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, openvino_core
+from edge_ilseg.export.float_onnx import write_float_onnx
+from edge_ilseg.export.openvino_ir import write_ir
+from edge_ilseg.export.quantize import write_int8_onnx, write_weights_only
+from edge_ilseg.export.sessions import Predict, load_onnx, load_openvino
+from edge_ilseg.images import resize_image, resize_mask
+from edge_ilseg.int8_record import RangesMethod, RangesPolicy
+from edge_ilseg.metrics import confusion_matrix, score
+from edge_ilseg.scenario import evaluation_lookup
+from edge_ilseg.scenario_run import read_plan, seed_folder
+from edge_ilseg.workspace import Workspace, open_workspace
+
+OLD_IMAGES, NNCF, WEIGHTS_ONLY, NEW_ONLY = "old-images", "nncf", "weights-only", "new-only"
+WAYS: dict[str, tuple[RangesPolicy, RangesMethod]] = {
+    "carry": ("carry", "minmax"),
+    "carry, mean": ("carry", "mean-minmax"),
+    "union": ("union", "minmax"),
+    NEW_ONLY: (NEW_ONLY, "minmax"),
+    f"{NEW_ONLY}, mean": (NEW_ONLY, "mean-minmax"),
+    OLD_IMAGES: (NEW_ONLY, "minmax"),
+}
+TIMED_RUNS = 30
+Row = dict[str, Any]
+
+
+class Images:
+    """The evaluation split at the input size, and calibration images, read once each."""
+
+    def __init__(self, dataset: Dataset, split: str, height_px: int, width_px: int) -> None:
+        self.dataset, self.height_px, self.width_px = dataset, height_px, width_px
+        self.evaluation = [(self.read(name), dataset.read_labels(name)) for name in dataset.ids(split)]
+
+    def read(self, image_id: str) -> NDArray[np.uint8]:
+        return resize_image(self.dataset.read_image(image_id), self.height_px, self.width_px)
+
+    def choose(self, record: StepRecord, count: int) -> tuple[str, ...]:
+        """As the export chooses."""
+        ids = record.data.image_ids
+        shown = presence(self.dataset.info, ids, count_pixels(self.dataset, ids))
+        new = [name for name in record.new_classes if name != record.background]
+        return choose_images(shown, new, count, record.training.seed)
+
+
+def score_masks(predict: Predict, images: Images, record: StepRecord) -> tuple[float | None, float | None]:
+    """mIoU of old and of new classes on the evaluation split, per cent."""
+    info = images.dataset.info
+    lookup = evaluation_lookup(info.classes, info.background, record.class_names)
+    count = len(record.classes)
+    confusion = np.zeros((count, count), dtype=np.int64)
+    for image_HWC, labels_HW in images.evaluation:
+        mask_HW = resize_mask(predict(image_HWC[np.newaxis]).mask_NHW[0], *labels_HW.shape)
+        confusion += confusion_matrix(lookup[labels_HW], mask_HW, count)
+    scores = score(
+        confusion,
+        record.class_names,
+        old_count=record.old_count,
+        background=record.background,
+        images=len(images.evaluation),
+    )
+    return tuple(None if value is None else 100 * value for value in (scores.miou_old, scores.miou_new))  # type: ignore[return-value]
+
+
+def forms(onnx_path: Path, xml_path: Path, *, simulated: bool) -> Iterator[tuple[str, Callable[[], Predict]]]:
+    """The ways to run one int8 graph."""
+    for is_simulated in (False, True) if simulated else (False,):
+        kind = "simulated" if is_simulated else "real"
+        yield f"onnxruntime {kind}", lambda s=is_simulated: load_onnx(onnx_path, simulated=s)
+        yield f"openvino {kind}", lambda s=is_simulated: load_openvino(xml_path, simulated=s)
+
+
+def measure_step(
+    work: Path,
+    record: StepRecord,
+    workspace: Workspace,
+    images: Images,
+    base_ids: Sequence[str],
+    kept: dict[str, Ranges],
+    *,
+    calibration_count: int,
+    simulated: bool,
+    scored: bool,
+    nncf: bool,
+) -> list[Row]:
+    """Quantize one step in every way, and score each; `kept` holds the ranges of the step before, then of this one."""
+    float_path = work / "float.onnx"
+    write_float_onnx(load_model(workspace.step_folder(record.name), record), float_path)
+    ids = images.choose(record, calibration_count)
+    calibration = {NEW_ONLY: ids, OLD_IMAGES: tuple(base_ids)}
+    measured = {
+        name: collect_extremes(
+            float_path,
+            (images.read(item)[np.newaxis] for item in chosen),
+            image_ids=chosen,
+            images_sha256="",
+            step=record.name,
+        )
+        for name, chosen in calibration.items()
+    }
+    ways: dict[str, Ranges | None] = {WEIGHTS_ONLY: None}
+    for way, (policy, method) in WAYS.items():
+        source = measured[OLD_IMAGES if way == OLD_IMAGES else NEW_ONLY]
+        ways[way] = kept[way] = make_ranges(source, policy, kept.get(way), method=method)
+    if not scored:
+        return []
+    float_predict = load_onnx(float_path)
+    rows = [_row("fp32", "onnxruntime real", score_masks(float_predict, images, record), float_path.stat().st_size)]
+    for way, ranges in ways.items():
+        onnx_path, xml_path = work / f"{way}.onnx", work / f"{way}.xml"
+        if ranges is None:
+            write_weights_only(float_path, onnx_path)
+        else:
+            write_int8_onnx(float_path, onnx_path, ranges)
+        write_ir(onnx_path, xml_path, "int8", {})
+        for form, load in forms(onnx_path, xml_path, simulated=simulated and ranges is not None):
+            size = onnx_path.stat().st_size if form.startswith("onnx") else _ir_bytes(xml_path)
+            rows.append(_row(way, form, score_masks(load(), images, record), size))
+    if nncf:
+        _quantize_with_nncf(float_path, work / "nncf.xml", [images.read(item) for item in ids])
+        predict = load_openvino(work / "nncf.xml")
+        rows.append(_row(NNCF, "openvino real", score_masks(predict, images, record), _ir_bytes(work / "nncf.xml")))
+        timed = ("carry", NNCF)
+        latencies = _time_in_turns([load_openvino(work / f"{way}.xml") for way in timed], images)
+        for way, latency_ms in zip(timed, latencies, strict=True):
+            next(row for row in rows if (row["way"], row["form"]) == (way, "openvino real"))["ms"] = latency_ms
+    return rows
+
+
+def _row(way: str, form: str, scores: tuple[float | None, float | None], size_bytes: int) -> Row:
+    return {"way": way, "form": form, "old": scores[0], "new": scores[1], "bytes": size_bytes}
+
+
+def _ir_bytes(xml_path: Path) -> int:
+    return xml_path.stat().st_size + xml_path.with_suffix(".bin").stat().st_size
+
+
+def _quantize_with_nncf(float_path: Path, xml_path: Path, inputs_HWC: Sequence[NDArray[np.uint8]]) -> None:
+    import nncf
+
+    model = openvino_core().read_model(float_path)
+    quantized = nncf.quantize(model, nncf.Dataset(inputs_HWC, lambda item: {"image": item[np.newaxis]}))
+    import_openvino().save_model(quantized, xml_path, compress_to_fp16=False)
+    openvino_core().compile_model(quantized, "CPU", OPENVINO_SETTINGS)
+
+
+def _time_in_turns(predicts: Sequence[Predict], images: Images) -> list[float]:
+    """Median ms of each, the models taking turns."""
+    image_NHWC = images.evaluation[0][0][np.newaxis]
+    times: list[list[float]] = [[] for _ in predicts]
+    for run in range(TIMED_RUNS + 1):
+        for predict, kept in zip(predicts, times, strict=True):
+            start_ns = time.perf_counter_ns()
+            predict(image_NHWC)
+            if run:
+                kept.append((time.perf_counter_ns() - start_ns) / 1e6)
+    return [float(np.median(kept)) for kept in times]
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--methods", default="freeze+kd-output,kd-output", show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--calibration-images", default=96, show_default=True)
+@click.option("--simulated/--real-only", default=True, show_default=True, help="Of the last step.")
+@click.option("--all-steps/--last-step", default=True, show_default=True, help="Score every step, or the last alone.")
+@click.option("--nncf", is_flag=True, help="NNCF's quantization, too; of the last step.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+def main(
+    run: Path,
+    methods: str,
+    seeds: str,
+    calibration_images: int,
+    simulated: bool,
+    all_steps: bool,
+    nncf: bool,
+    out: Path,
+) -> None:
+    plan = read_plan(run)
+    images = Images(
+        open_data(plan.data), str(plan.data.eval_split), plan.model.input_height_px, plan.model.input_width_px
+    )
+    last = len(plan.classes) - 1
+    rows: list[Row] = []
+    for seed in map(int, seeds.split(",")):
+        workspace = open_workspace(seed_folder(run, seed))
+        base = workspace.read_step("00-base")
+        base_ids = images.choose(base, calibration_images)
+        for method in methods.split(","):
+            kept: dict[str, Ranges] = {}
+            for index in range(last + 1):
+                record = base if index == 0 else workspace.read_step(f"{index:02}-{method}")
+                with tempfile.TemporaryDirectory() as work:
+                    found = measure_step(
+                        Path(work),
+                        record,
+                        workspace,
+                        images,
+                        base_ids,
+                        kept,
+                        calibration_count=calibration_images,
+                        simulated=simulated and index == last,
+                        scored=index == last or (all_steps and index > 0),
+                        nncf=nncf and index == last,
+                    )
+                rows += [{"seed": seed, "method": method, "step": index, **row} for row in found]
+                click.echo(f"seed {seed} {method} step {index}: {len(found)} rows", err=True)
+    facts = read_device_facts()
+    result = {
+        "scenario": plan.scenario,
+        "backbone": plan.model.backbone,
+        "processor": facts.processor,
+        "int8_flags": facts.int8_flags,
+        "rows": rows,
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    click.echo(table(rows, last))
+
+
+def table(rows: Sequence[Row], last: int) -> str:
+    """The last step as Markdown: old and new mIoU, mean +- deviation over seeds, and the drop of old against fp32."""
+    lines = ["| method | ranges | form | old | new | old less fp32 | worst seed |", "|---|---|---|---:|---:|---:|---:|"]
+    final = [row for row in rows if row["step"] == last]
+    fp32 = {(row["method"], row["seed"]): row for row in final if row["way"] == "fp32"}
+    for method, way, form in dict.fromkeys((row["method"], row["way"], row["form"]) for row in final):
+        same = [row for row in final if (row["method"], row["way"], row["form"]) == (method, way, form)]
+        gains = [row["old"] - fp32[row["method"], row["seed"]]["old"] for row in same]
+        cells = (_spread([row["old"] for row in same]), _spread([row["new"] for row in same]))
+        lines.append(
+            f"| {method} | {way} | {form} | {cells[0]} | {cells[1]} | {np.mean(gains):+.2f} | {min(gains):+.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{np.mean(known):.1f}" + (f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
