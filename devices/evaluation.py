@@ -1,6 +1,7 @@
 """Run a session over labelled images and count what it predicts.
 
-1. One image at a time: read, resize, run, bring the mask to the label's size, count. No pixel is kept.
+1. Images are read, resized, run and counted one after another, each of it while the others go on
+   (`edge_ilseg.devices.stream`). No pixel is kept; of each image, a few numbers a class.
 2. A bad image (missing, damaged, of another size than its mask) is named and left out; it never ends the run.
 3. Labels are counted in the channels of one manifest. A model is compared with its parent by counting both in the
    channels of the child: the truth is then the same pixels for both, and the parent, which gives only the first
@@ -9,7 +10,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,19 +18,31 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest
 from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.devices.bootstrap import PairedCounts
 from edge_ilseg.devices.runtime import Session
+from edge_ilseg.devices.stream import stream
 from edge_ilseg.errors import BundleError, DataError
-from edge_ilseg.images import resize_image, resize_mask
-from edge_ilseg.metrics import confusion_matrix
+from edge_ilseg.images import resize_mask
+from edge_ilseg.metrics import confusion_matrix, retention_confusion
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
 
 
+class OldCounts(NamedTuple):
+    """Of one image, for each old class, over the pixels whose truth is an old class; int64, K."""
+
+    true_K: NDArray[np.int64]
+    hit_K: NDArray[np.int64]
+    union_K: NDArray[np.int64]
+
+
 class Evaluation(NamedTuple):
-    """What was counted: confusion matrix (int64, K x K), bad images (id, reason), one latency per good image in ms."""
+    """What was counted: confusion matrix (int64, K x K), bad images (id, reason), and for each good image, in order,
+    its counts of the old classes and the latency in ms."""
 
     confusion: NDArray[np.int64]
     bad_images: tuple[tuple[str, str], ...]
+    old_counts: list[OldCounts]
     latencies_ms: list[float]
 
 
@@ -57,23 +69,43 @@ def evaluate_session(
     """
     class_count = len(manifest.classes)
     lookup = evaluation_lookup(dataset.info.classes, dataset.info.background, manifest.class_names)
-    confusion = np.zeros((class_count, class_count), dtype=np.int64)
+    found = Evaluation(np.zeros((class_count, class_count), dtype=np.int64), (), [], [])
     bad_images: list[tuple[str, str]] = []
-    latencies_ms: list[float] = []
-    for done, image_id in enumerate(ids, start=1):
-        try:
-            image_HWC, labels_HW = _read(dataset, image_id)
-        except DataError as error:
-            bad_images.append((image_id, error.one_line()))
-        else:
-            input_HWC = resize_image(image_HWC, session.input_height_px, session.input_width_px)
-            start_ns = time.perf_counter_ns()
-            mask_HW = session.mask(input_HWC)
-            latencies_ms.append((time.perf_counter_ns() - start_ns) / 1e6)
-            check_channels(mask_HW, class_count)
-            confusion += confusion_matrix(lookup[labels_HW], resize_mask(mask_HW, *labels_HW.shape), class_count)
+    for done, item in enumerate(stream(session, ids, lambda image_id: _read(dataset, image_id)), start=1):
+        if item.error is not None:
+            bad_images.append((item.image_id, item.error.one_line()))
+        elif item.mask_HW is not None and item.extra is not None:
+            check_channels(item.mask_HW, class_count)
+            labels_HW = lookup[item.extra]
+            confusion = confusion_matrix(labels_HW, resize_mask(item.mask_HW, *labels_HW.shape), class_count)
+            found.confusion[:] += confusion
+            found.old_counts.append(count_old(confusion, manifest.old_count))
+            found.latencies_ms.append(item.latency_ms)
         progress("scoring images", done / len(ids))
-    return Evaluation(confusion, tuple(bad_images), latencies_ms)
+    return found._replace(bad_images=tuple(bad_images))
+
+
+def count_old(confusion: NDArray[np.int64], old_count: int) -> OldCounts:
+    """The counts of the old classes in one image's confusion matrix."""
+    kept = retention_confusion(confusion, old_count)
+    true_K, hit_K = kept.sum(axis=1)[:old_count], np.diag(kept)[:old_count]
+    return OldCounts(true_K, hit_K, true_K + kept.sum(axis=0)[:old_count] - hit_K)
+
+
+def pair_counts(found: Sequence[OldCounts], before: Sequence[OldCounts]) -> PairedCounts:
+    """The counts of a bundle and its parent on the same images, in the same order.
+
+    Raises:
+        DataError: the true pixels are not the same: images or labels changed between the two runs.
+    """
+    same = len(found) == len(before) and all(
+        np.array_equal(one.true_K, two.true_K) for one, two in zip(found, before, strict=True)
+    )
+    if not same:
+        raise DataError("the images or masks changed while they were read", hint="run the same command again")
+    stacked = [np.stack(part) for part in zip(*found, strict=True)]
+    parent = [np.stack(part) for part in zip(*before, strict=True)]
+    return PairedCounts(*stacked, *parent[1:])
 
 
 def check_channels(mask_HW: NDArray[np.uint8], class_count: int) -> None:

@@ -8,12 +8,13 @@ from rich.text import Text
 
 from edge_ilseg.devices.verdicts import mean_iou
 from edge_ilseg.devices.verify_report import Check, ClassScore, Scores, VerifyReport
-from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_PARITY, EXIT_PASSED, EXIT_RETENTION
+from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_PARITY, EXIT_PASSED, EXIT_RETENTION, EXIT_UNDECIDED
 
-VERDICT_STYLE = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
+VERDICT_STYLE = {"passed": "green", "failed": "bold red", "too few images": "bold yellow", "not checked": "yellow"}
 OUTCOME = {
     EXIT_PASSED: "passed",
     EXIT_RETENTION: "failed: the model forgot too much, or breaks another limit",
+    EXIT_UNDECIDED: "undecided: the images are too few to tell whether the model forgot too much",
     EXIT_PARITY: "failed: the model does not compute here what it computed at the export",
     EXIT_ARTEFACT: "failed: the bundle, the images or this device cannot be used as they are",
 }
@@ -87,7 +88,8 @@ def _classes(scores: Scores) -> Table:
 
 
 def _outcome(report: VerifyReport) -> Text:
-    style = VERDICT_STYLE["failed" if report.exit_code else "passed"]
+    code = report.exit_code
+    style = VERDICT_STYLE["too few images" if code == EXIT_UNDECIDED else "failed" if code else "passed"]
     text = Text(OUTCOME[report.exit_code], style=style)
     if not report.is_retention_checked:
         unchecked = f": {report.check('old mIoU drop').detail}"

@@ -3,6 +3,8 @@
 1. A value that equals its limit passes. A value that is not a number fails.
 2. Old classes are compared on the pixels whose truth is an old class, over the classes that have such a pixel: the same
    pixels and the same classes for a bundle and its parent.
+3. A drop is judged by its 95 % interval over images: it passes when the whole interval is within the limit, fails when
+   the whole interval is beyond it, and in between the images are too few to tell. That is no pass.
 """
 
 from __future__ import annotations
@@ -12,9 +14,29 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ilseg.bundle import Manifest, Precision
-from edge_ilseg.devices.verify_report import CHECKS, Check, CheckName, ClassScore, Limits, Scores
-from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_PARITY, EXIT_RETENTION, BundleError, ConfigError, EdgeIlsegError
+from edge_ilseg.bundle import Manifest, ModelEntry, Precision
+from edge_ilseg.devices.bootstrap import Interval
+from edge_ilseg.devices.unlabelled import Unlabelled
+from edge_ilseg.devices.verify_report import (
+    CHECKS,
+    GRAVITY,
+    Check,
+    CheckName,
+    ClassScore,
+    Limits,
+    Scores,
+    Verdict,
+)
+from edge_ilseg.errors import (
+    EXIT_ARTEFACT,
+    EXIT_PARITY,
+    EXIT_PASSED,
+    EXIT_RETENTION,
+    EXIT_UNDECIDED,
+    BundleError,
+    ConfigError,
+    EdgeIlsegError,
+)
 from edge_ilseg.metrics import class_iou, retention_confusion
 
 GOLDEN_AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
@@ -26,6 +48,14 @@ layer, so more pixels along the edges of classes change. The limits are chosen, 
 sensible demand, and a real fault goes far beyond them. Such a fault is 8-bit weights that overflow 16-bit sums on a
 processor without integer dot products; measured on one small network, it took the mIoU from 0.714 to 0.537.
 """
+
+EXIT_OF: dict[Verdict, int] = {
+    "passed": EXIT_PASSED,
+    "failed": EXIT_RETENTION,
+    "too few images": EXIT_UNDECIDED,
+    "not checked": EXIT_PASSED,
+}
+"""What the verdict on a drop asks for."""
 
 MAX_OLD_MIOU_DROP_PCT = 2.0
 """Percentage points of old-class mIoU that an update may lose against its parent, unless another limit is given."""
@@ -62,7 +92,7 @@ def complete(checks: Sequence[Check], otherwise: str) -> tuple[Check, ...]:
     return tuple(done.get(name) or Check(name, "not checked", otherwise) for name in CHECKS)
 
 
-def check_limits(limits: Limits, *, has_images: bool, has_parent: bool) -> None:
+def check_limits(limits: Limits, *, has_images: bool, has_parent: bool, has_unlabelled: bool) -> None:
     """Raise `ConfigError` for a limit that cannot be measured with what was given; without one, nothing is promised."""
     needs = (
         ("on the mIoU of the new classes", limits.min_new_miou_pct, has_images, "labelled images"),
@@ -77,6 +107,18 @@ def check_limits(limits: Limits, *, has_images: bool, has_parent: bool) -> None:
             limits.max_class_drop_pct,
             has_images and has_parent,
             "labelled images and a parent",
+        ),
+        (
+            "on the agreement with the parent",
+            limits.min_agreement_pct,
+            has_unlabelled and has_parent,
+            "a folder of images and a parent",
+        ),
+        (
+            "on pixels that moved to new classes",
+            limits.max_moved_pct,
+            has_unlabelled and has_parent,
+            "a folder of images and a parent",
         ),
     )
     for name, limit, is_given, need in needs:
@@ -122,9 +164,19 @@ def measured_iou(confusion: NDArray[np.int64], old_count: int) -> NDArray[np.flo
 
 
 def class_scores(
-    manifest: Manifest, confusion: NDArray[np.int64], parent_confusion: NDArray[np.int64] | None
+    manifest: Manifest,
+    confusion: NDArray[np.int64],
+    parent_confusion: NDArray[np.int64] | None,
+    drops: Sequence[Interval] = (),
 ) -> tuple[ClassScore, ...]:
-    """Score every class of a bundle, and its parent on the old ones. Both matrices are in the bundle's channels."""
+    """Score every class of a bundle, and its parent on the old ones.
+
+    Args:
+        manifest: the bundle's.
+        confusion: int64, K x K, in the bundle's channels.
+        parent_confusion: the same of the parent, in the bundle's channels too.
+        drops: interval of the drop of each old class, or nothing.
+    """
     old_count = manifest.old_count
     iou = measured_iou(confusion, old_count)
     parent_iou = np.full_like(iou, np.nan)
@@ -136,8 +188,10 @@ def class_scores(
             step=entry.step,
             is_old=channel < old_count,
             pixels=int(confusion[channel].sum()),
-            iou=_known(iou[channel]),
-            parent_iou=_known(parent_iou[channel]),
+            iou=known(iou[channel]),
+            parent_iou=known(parent_iou[channel]),
+            drop_low_pct=known(drops[channel].low) if channel < len(drops) else None,
+            drop_high_pct=known(drops[channel].high) if channel < len(drops) else None,
         )
         for channel, entry in enumerate(manifest.classes)
     )
@@ -190,10 +244,55 @@ def judge_retention(scores: Scores, limits: Limits, *, is_compared: bool) -> tup
     named = f"most forgotten: {worst.name} {_pct(worst.parent_iou)} -> {_pct(worst.iou)} %"
     missing = f"; not in these images: {', '.join(scores.unmeasured_old)}" if scores.unmeasured_old else ""
     drop_pct = 100 * (scores.parent_miou_old - scores.miou_old)
-    return (
-        at_most("old mIoU drop", drop_pct, mean_limit, "points", f"{change}; {named}{missing}"),
-        at_most("old class drop", worst.drop_pct or 0.0, limits.max_class_drop_pct, "points", named + missing),
+    mean = judge_drop(
+        "old mIoU drop",
+        drop_pct,
+        (scores.drop_low_pct, scores.drop_high_pct),
+        mean_limit,
+        f"{change}; {named}{missing}",
     )
+    return mean, _judge_class_drops([item for item in old if item.drop_pct is not None], limits, missing)
+
+
+def judge_drop(
+    name: CheckName, drop_pct: float, ends: tuple[float | None, float | None], limit: float | None, detail: str
+) -> Check:
+    """Judge a drop by the ends of its 95 % interval (rule 3).
+
+    Args:
+        name: of the check.
+        drop_pct: the drop on these images, points.
+        ends: of its interval; None where the images are too few for one.
+        limit: the highest drop that is allowed; None: it is shown and not checked.
+        detail: for a person.
+    """
+    low, high = ends
+    if limit is None:
+        return Check(name, "not checked", f"no limit set; {detail}", drop_pct, None, "points", 0, low, high)
+    if low is None or high is None:
+        text = f"no interval can be given: too few images show an old class; {detail}"
+        return Check(name, "too few images", text, drop_pct, limit, "points", EXIT_UNDECIDED)
+    verdict: Verdict = "passed" if high <= limit else "failed" if low > limit else "too few images"
+    if not np.isfinite(drop_pct):
+        verdict = "failed"
+    text = f"95 % interval {low:.2f} to {high:.2f}; {detail}"
+    return Check(name, verdict, text, drop_pct, limit, "points", EXIT_OF[verdict], low, high)
+
+
+def _judge_class_drops(measured: Sequence[ClassScore], limits: Limits, missing: str) -> Check:
+    """The class that is gravest under the limit, and, among those, the one that has lost most."""
+    name: CheckName = "old class drop"
+    checks = [
+        judge_drop(
+            name,
+            item.drop_pct or 0.0,
+            (item.drop_low_pct, item.drop_high_pct),
+            limits.max_class_drop_pct,
+            f"{item.name} {_pct(item.parent_iou)} -> {_pct(item.iou)} %{missing}",
+        )
+        for item in measured
+    ]
+    return max(checks, key=lambda check: (GRAVITY.index(check.exit_code), check.value or 0.0))
 
 
 def judge_new_classes(scores: Scores, limits: Limits) -> Check:
@@ -221,6 +320,65 @@ def judge_golden(
     return at_least(name, float(np.mean(agreements)), limit, "of pixels", detail, exit_code=EXIT_PARITY)
 
 
+def judge_encoder(manifest: Manifest, entry: ModelEntry, parent: Manifest, parent_entry: ModelEntry) -> Check:
+    """Whether a frozen encoder is the parent's, to the byte: in the step, and in the file of the model that is run."""
+    name: CheckName = "encoder identity"
+    step = manifest.step
+    if not step.encoder_frozen:
+        return Check(name, "not checked", "the step trained the encoder")
+    if step.encoder_sha256 != parent.step.encoder_sha256:
+        found = f"{step.encoder_sha256[:12]} here, {parent.step.encoder_sha256[:12]} in the parent"
+        return Check(
+            name, "failed", f"the step froze the encoder, and its weights are others: {found}", exit_code=EXIT_ARTEFACT
+        )
+    if entry.encoder_sha256 is None or parent_entry.encoder_sha256 is None:
+        return Check(name, "passed", "the same weights; the files' constants have no hash to compare")
+    if entry.encoder_sha256 == parent_entry.encoder_sha256:
+        return Check(
+            name, "passed", f"the same weights, and the same constants in the file: {entry.encoder_sha256[:12]}"
+        )
+    if entry.precision == "int8" and manifest.int8 is not None and manifest.int8.taken != "carry":
+        return Check(name, "passed", f"the same weights; its int8 ranges were not carried ({manifest.int8.taken})")
+    return Check(name, "failed", "the same weights, and other constants in the file", exit_code=EXIT_ARTEFACT)
+
+
+def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check]:
+    """Agreement with the parent on images without labels, and the share of old pixels that became new ones."""
+    images = f"{found.images_counted} of {found.images_asked} images"
+    if found.bad_images:
+        images += f"; bad: {found.bad_images[0][0]} ({found.bad_images[0][1]})"
+    shown = [item for item in found.classes if item.agreement is not None]
+    if found.agreement is None or not shown:
+        reason = f"no pixel of an old class in {images}"
+        return Check("unlabelled agreement", "not checked", reason), Check(
+            "moved to new classes", "not checked", reason
+        )
+    worst = min(shown, key=lambda item: item.agreement or 0.0)
+    agreement = at_least(
+        "unlabelled agreement",
+        100 * found.agreement,
+        limits.min_agreement_pct,
+        "%",
+        f"{images}; least: {worst.name} {_pct(worst.agreement)} %",
+    )
+    gone = max(shown, key=lambda item: item.moved or 0.0)
+    moved = at_most(
+        "moved to new classes",
+        100 * (found.moved or 0.0),
+        limits.max_moved_pct,
+        "%",
+        f"most: {gone.name} {_pct(gone.moved)} % of its pixels",
+    )
+    return agreement, moved
+
+
+def judge_memory(peak_rss_mib: float | None, limits: Limits) -> Check:
+    """The peak of a process that does nothing but run the model."""
+    if peak_rss_mib is None:
+        return Check("peak memory", "not checked", "this system does not tell the peak of a process")
+    return at_most("peak memory", peak_rss_mib, limits.max_rss_mib, "MiB", "a process that only runs this model")
+
+
 def judge_latency(latencies_ms: Sequence[float], limits: Limits) -> Check:
     """The 95th percentile of the warm runs by nearest rank: the smallest latency that 95 % of the runs keep to."""
     p95_ms = float(np.percentile(latencies_ms, 95, method="inverted_cdf"))
@@ -233,7 +391,8 @@ def judge_size(model_bytes: int, limits: Limits) -> Check:
     return at_most("model size", model_bytes / (1 << 20), limits.max_model_mib, "MiB", f"{model_bytes} bytes")
 
 
-def _known(value: float) -> float | None:
+def known(value: float) -> float | None:
+    """None in place of nan."""
     return None if np.isnan(value) else float(value)
 
 

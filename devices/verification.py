@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_manifest
 from edge_ilseg.data.dataset import Dataset
-from edge_ilseg.devices.evaluation import evaluate_session
-from edge_ilseg.devices.facts import read_device_facts, read_peak_rss_mib
+from edge_ilseg.devices.agreement import compare_unlabelled, find_images
+from edge_ilseg.devices.bootstrap import Interval, bootstrap_intervals, old_drops
+from edge_ilseg.devices.evaluation import Evaluation, evaluate_session, pair_counts
+from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.loaded_bundle import LoadedBundle, choose_model, load_bundle
+from edge_ilseg.devices.memory import measure_peak_rss_mib
 from edge_ilseg.devices.runtime import Session
 from edge_ilseg.devices.verdicts import (
     check_limits,
@@ -30,12 +33,16 @@ from edge_ilseg.devices.verdicts import (
     class_scores,
     complete,
     failed_by,
+    judge_encoder,
     judge_golden,
     judge_images,
     judge_latency,
+    judge_memory,
     judge_new_classes,
     judge_retention,
     judge_size,
+    judge_unlabelled,
+    known,
     mean_iou,
 )
 from edge_ilseg.devices.verify_report import (
@@ -49,8 +56,9 @@ from edge_ilseg.devices.verify_report import (
     ModelFacts,
     Scores,
     VerifyReport,
+    exit_code_of,
 )
-from edge_ilseg.errors import EXIT_ARTEFACT, DataError, EdgeIlsegError
+from edge_ilseg.errors import EXIT_ARTEFACT, EdgeIlsegError
 from edge_ilseg.files import sha256_bytes
 from edge_ilseg.metrics import score
 from edge_ilseg.progress import ProgressCallback, no_progress
@@ -59,43 +67,54 @@ WARM_UP_RUNS = 3
 DEFAULT_LATENCY_RUNS = 30
 
 
+class VerifyRequest(msgspec.Struct, frozen=True):
+    """How to verify."""
+
+    runtime: Runtime | None = None
+    """None takes the first installed runtime that the bundle has a model for."""
+    precision: Precision | None = None
+    """None takes int8 where the bundle has it, else fp32, else fp16."""
+    split: str = "test"
+    """Which of the data set's images."""
+    max_images: int | None = None
+    """At most so many of them, evenly spread; None takes all."""
+    limits: Limits = Limits()
+    threads: int | None = None
+    """Of the runtime; None leaves the choice to it."""
+    latency_runs: int = DEFAULT_LATENCY_RUNS
+
+
 def verify_bundle(
     folder: Path,
+    request: VerifyRequest = VerifyRequest(),  # noqa: B008 - frozen
     *,
-    runtime: Runtime | None = None,
-    precision: Precision | None = None,
-    dataset: Dataset | None = None,
-    split: str = "test",
-    max_images: int | None = None,
     against: Path | None = None,
-    limits: Limits | None = None,
-    threads: int | None = None,
-    latency_runs: int = DEFAULT_LATENCY_RUNS,
+    dataset: Dataset | None = None,
+    unlabelled: Path | None = None,
     progress: ProgressCallback = no_progress,
 ) -> VerifyReport:
     """Run every check on a bundle and report all of them; a failed check is in the report, it raises nothing.
 
     Args:
         folder: the bundle.
-        runtime: `None` takes the first installed runtime that the bundle has a model for.
-        precision: `None` takes int8 where the bundle has it, else fp32, else fp16.
-        dataset: labelled images; without them retention and new classes are not checked.
-        split: which of the data set's images.
-        max_images: at most so many of them, evenly spread over the split; `None` takes all.
+        request: which model, how, and what it must keep to.
         against: a bundle of the parent step; without it retention is not checked.
-        limits: what to keep to; `None` takes the defaults of `Limits`.
-        threads: how many threads the runtime may use; `None` leaves the choice to the runtime.
-        latency_runs: how many warm runs to time, at least 1.
+        dataset: labelled images; without them retention and new classes are not checked.
+        unlabelled: a folder of the device's own images, to compare the masks of the bundle and its parent on.
         progress: told what is being done.
 
     Raises:
-        ConfigError: a limit needs labelled images, or a parent, that are not given.
+        ConfigError: a limit needs images, or a parent, that are not given.
+        DataError: the folder of unlabelled images is missing or empty.
         ValueError: `latency_runs` or `max_images` is below 1.
     """
-    if latency_runs < 1 or (max_images is not None and max_images < 1):
+    if request.latency_runs < 1 or (request.max_images is not None and request.max_images < 1):
         raise ValueError("latency_runs and max_images are at least 1")
-    limits = limits or Limits()
-    check_limits(limits, has_images=dataset is not None, has_parent=against is not None)
+    limits = request.limits
+    check_limits(
+        limits, has_images=dataset is not None, has_parent=against is not None, has_unlabelled=unlabelled is not None
+    )
+    names = spread(find_images(unlabelled), request.max_images) if unlabelled is not None else ()
     report = _blank_report(folder, limits)
     try:
         manifest = _read_whole_bundle(folder, progress)
@@ -106,32 +125,90 @@ def verify_bundle(
     checks = [Check("integrity", "passed", f"{len(manifest.files)} files, bundle {manifest.bundle_id[:12]}")]
     parent = None
     try:
-        loaded = load_bundle(folder, manifest, *choose_model(manifest, runtime, precision), threads)
+        which = choose_model(manifest, request.runtime, request.precision)
+        loaded = load_bundle(folder, manifest, *which, request.threads)
         if against is not None and parent_manifest is not None:
             report = msgspec.structs.replace(report, parent=_bundle_facts(against, parent_manifest))
             check_parent(manifest, parent_manifest)
-            parent = load_bundle(against, parent_manifest, loaded.entry.runtime, loaded.entry.precision, threads)
+            parent = load_bundle(against, parent_manifest, *which, request.threads)
     except EdgeIlsegError as error:
         return _finish(report, [*checks, failed_by("fit", error)], "the model does not fit")
-    model = _model_facts(loaded, threads)
+    model = _model_facts(loaded, request.threads)
     report = msgspec.structs.replace(report, model=model)
     checks.append(Check("fit", "passed", _fit_detail(model, loaded, parent)))
     checks += _check_outputs(loaded, parent, limits, progress)
+    report, found = _check_images(report, loaded, parent, dataset, unlabelled, names, request, progress)
+    checks += found
+    report, found = _check_resources(report, loaded, model, request, progress)
+    return _finish(report, [*checks, *found], "no labelled images were given")
+
+
+def _check_images(
+    report: VerifyReport,
+    loaded: LoadedBundle,
+    parent: LoadedBundle | None,
+    dataset: Dataset | None,
+    unlabelled: Path | None,
+    names: Sequence[str],
+    request: VerifyRequest,
+    progress: ProgressCallback,
+) -> tuple[VerifyReport, list[Check]]:
+    """Retention and new classes on labelled images, agreement on the others."""
+    checks: list[Check] = []
+    limits = request.limits
+    if dataset is not None:
+        try:
+            scores = _score(loaded, parent, dataset, request.split, request.max_images, progress)
+        except EdgeIlsegError as error:
+            checks.append(failed_by("images", error))
+        else:
+            report = msgspec.structs.replace(report, scores=scores)
+            checks += [judge_images(scores, limits), judge_new_classes(scores, limits)]
+            checks += judge_retention(scores, limits, is_compared=parent is not None)
+    reason = "no folder of unlabelled images was given"
+    if unlabelled is not None and parent is not None:
+        try:
+            compared = compare_unlabelled(loaded, parent, unlabelled, names, progress)
+        except EdgeIlsegError as error:
+            checks.append(failed_by("unlabelled agreement", error))
+        else:
+            report = msgspec.structs.replace(report, unlabelled=compared)
+            checks += judge_unlabelled(compared, limits)
+            return report, checks
+        reason = "the images could not be compared"
+    elif unlabelled is not None:
+        reason = "no parent bundle to compare with"
+    for name in ("unlabelled agreement", "moved to new classes"):
+        if name not in {check.name for check in checks}:
+            checks.append(Check(name, "not checked", reason))
+    return report, checks
+
+
+def _check_resources(
+    report: VerifyReport,
+    loaded: LoadedBundle,
+    model: ModelFacts,
+    request: VerifyRequest,
+    progress: ProgressCallback,
+) -> tuple[VerifyReport, list[Check]]:
+    """Time, memory and size of the model."""
+    limits = request.limits
+    checks = [judge_size(model.model_bytes, limits)]
     try:
-        latencies_ms = measure_latency(loaded.session, loaded.golden_images_NHWC[0], latency_runs, progress)
+        latencies_ms = measure_latency(loaded.session, loaded.golden_images_NHWC[0], request.latency_runs, progress)
+        report = msgspec.structs.replace(report, latencies_ms=latencies_ms)
+        checks.append(judge_latency(latencies_ms, limits))
     except EdgeIlsegError as error:
-        return _finish(report, [*checks, failed_by("latency p95", error)], "the model does not run")
-    checks += [judge_latency(latencies_ms, limits), judge_size(model.model_bytes, limits)]
-    report = msgspec.structs.replace(report, latencies_ms=latencies_ms, peak_rss_mib=read_peak_rss_mib())
-    if dataset is None:
-        return _finish(report, checks, "no labelled images were given")
+        checks.append(failed_by("latency p95", error))
+    progress("measuring memory", 0.0)
     try:
-        scores = _score(loaded, parent, dataset, split, max_images, progress)
+        peak_mib = measure_peak_rss_mib(loaded.folder, model.runtime, model.precision, request.threads)
+        report = msgspec.structs.replace(report, peak_rss_mib=peak_mib)
+        checks.append(judge_memory(peak_mib, limits))
     except EdgeIlsegError as error:
-        return _finish(report, [*checks, failed_by("images", error)], "the images could not be scored")
-    checks += [judge_images(scores, limits), judge_new_classes(scores, limits)]
-    checks += judge_retention(scores, limits, is_compared=parent is not None)
-    return _finish(msgspec.structs.replace(report, scores=scores), checks, "")
+        checks.append(failed_by("peak memory", error))
+    progress("measuring memory", 1.0)
+    return report, checks
 
 
 def measure_latency(
@@ -174,8 +251,17 @@ def _check_outputs(
     """
     checks = [_compare_golden("golden outputs", loaded, limits, progress)]
     if parent is None:
-        return [*checks, Check("parent's golden outputs", "not checked", "no parent bundle to compare with")]
-    return [*checks, _compare_golden("parent's golden outputs", parent, limits, progress)]
+        reason = "no parent bundle to compare with"
+        alone = (
+            Check("parent's golden outputs", "not checked", reason),
+            Check("encoder identity", "not checked", reason),
+        )
+        return [*checks, *alone]
+    return [
+        *checks,
+        _compare_golden("parent's golden outputs", parent, limits, progress),
+        judge_encoder(loaded.manifest, loaded.entry, parent.manifest, parent.entry),
+    ]
 
 
 def _compare_golden(name: CheckName, loaded: LoadedBundle, limits: Limits, progress: ProgressCallback) -> Check:
@@ -204,9 +290,8 @@ def _score(
     before = None
     if parent is not None:
         before = evaluate_session(parent.session, dataset, ids, manifest, progress)
-        if not np.array_equal(before.confusion.sum(axis=1), found.confusion.sum(axis=1)):
-            raise DataError("the images or masks changed while they were read", hint="run the same command again")
-    classes = class_scores(manifest, found.confusion, before.confusion if before else None)
+    intervals = _drop_intervals(found, before)
+    classes = class_scores(manifest, found.confusion, before.confusion if before else None, intervals[1:])
     background = manifest.background
     return Scores(
         dataset=dataset.info.kind,
@@ -225,10 +310,20 @@ def _score(
         ),
         miou_old=mean_iou([item.iou for item in classes if item.is_old]),
         parent_miou_old=mean_iou([item.parent_iou for item in classes if item.is_old]),
+        drop_low_pct=known(intervals[0].low) if intervals else None,
+        drop_high_pct=known(intervals[0].high) if intervals else None,
         confusion=_rows(found.confusion),
         parent_confusion=_rows(before.confusion) if before else None,
         latency_median_ms=float(np.median(found.latencies_ms)) if found.latencies_ms else None,
     )
+
+
+def _drop_intervals(found: Evaluation, before: Evaluation | None) -> tuple[Interval, ...]:
+    """Of the drop of the old mIoU, and of each old class; empty where there is nothing to compare."""
+    if before is None or not found.old_counts or not len(found.old_counts[0].true_K):
+        return ()
+    counts = pair_counts(found.old_counts, before.old_counts)
+    return bootstrap_intervals(old_drops(counts), len(found.old_counts))
 
 
 def _rows(confusion: NDArray[np.int64]) -> Confusion:
@@ -247,6 +342,7 @@ def _blank_report(folder: Path, limits: Limits) -> VerifyReport:
         parent=None,
         model=None,
         scores=None,
+        unlabelled=None,
         latencies_ms=(),
         peak_rss_mib=None,
         device=read_device_facts(),
@@ -256,7 +352,7 @@ def _blank_report(folder: Path, limits: Limits) -> VerifyReport:
 def _finish(report: VerifyReport, checks: Sequence[Check], otherwise: str) -> VerifyReport:
     """Fill in the checks that were not run, and the exit code."""
     filled = complete(checks, otherwise)
-    return msgspec.structs.replace(report, checks=filled, exit_code=max(check.exit_code for check in filled))
+    return msgspec.structs.replace(report, checks=filled, exit_code=exit_code_of(filled))
 
 
 def _bundle_facts(folder: Path, manifest: Manifest) -> BundleFacts:

@@ -2,41 +2,57 @@
 
 1. Every report lists all checks of `CHECKS`, in that order; one that did not run is "not checked" and
    says why.
-2. The exit code of the report is the highest of its failed checks: artefact or environment (3) over parity (2) over
-   retention and the other limits (1).
+2. The exit code of the report is that of its gravest check: artefact or environment (3) over parity (2) over retention
+   and the other limits (1) over too few images to tell (4).
 3. A limit that the images given cannot measure is a failure, never a pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import msgspec
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import DeviceFacts
-from edge_ilseg.errors import ReportError
+from edge_ilseg.devices.unlabelled import Unlabelled
+from edge_ilseg.errors import (
+    EXIT_ARTEFACT,
+    EXIT_PARITY,
+    EXIT_PASSED,
+    EXIT_RETENTION,
+    EXIT_UNDECIDED,
+    ReportError,
+)
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.records import parse_versioned
 
 REPORT_FORMAT = "edge-ilseg-verify-report"
-REPORT_FORMAT_VERSION = 1
+REPORT_FORMAT_VERSION = 2
 
 CheckName = Literal[
     "integrity",
     "fit",
     "golden outputs",
     "parent's golden outputs",
+    "encoder identity",
     "images",
     "old mIoU drop",
     "old class drop",
     "new mIoU",
+    "unlabelled agreement",
+    "moved to new classes",
     "latency p95",
+    "peak memory",
     "model size",
 ]
 CHECKS: tuple[CheckName, ...] = get_args(CheckName)
 
-Verdict = Literal["passed", "failed", "not checked"]
+GRAVITY = (EXIT_PASSED, EXIT_UNDECIDED, EXIT_RETENTION, EXIT_PARITY, EXIT_ARTEFACT)
+"""Exit codes, the gravest last (rule 2)."""
+
+Verdict = Literal["passed", "failed", "too few images", "not checked"]
 Confusion = tuple[tuple[int, ...], ...]
 
 
@@ -49,13 +65,19 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`None` takes `edge_ilseg.devices.verdicts.MAX_OLD_MIOU_DROP_PCT` where images and a parent are given."""
     max_class_drop_pct: float | None = None
     min_new_miou_pct: float | None = None
+    min_agreement_pct: float | None = None
+    """Mean IoU of the old classes' masks with the parent's, on images without labels."""
+    max_moved_pct: float | None = None
+    """Share of the pixels that moved from an old class to a new one, on images without labels."""
     max_latency_p95_ms: float | None = None
+    max_rss_mib: float | None = None
     max_model_mib: float | None = None
     max_bad_images: int = 0
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One check. `value` and `limit` are in `unit`; `exit_code` is what a failure asks for, 0 otherwise."""
+    """One check. `value`, its 95 % interval from `low` to `high`, and `limit` are in `unit`; `exit_code` is what any
+    verdict but passed asks for, 0 otherwise."""
 
     name: CheckName
     verdict: Verdict
@@ -64,6 +86,8 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: float | None = None
     unit: str = ""
     exit_code: int = 0
+    low: float | None = None
+    high: float | None = None
 
 
 class BadImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +110,9 @@ class ClassScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pixels: int
     iou: float | None
     parent_iou: float | None
+    drop_low_pct: float | None = None
+    drop_high_pct: float | None = None
+    """Ends of the drop's 95 % interval over images; None where too few images show the class."""
 
     @property
     def drop_pct(self) -> float | None:
@@ -132,6 +159,9 @@ class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     miou_old: float | None
     """Over the old classes that have pixels, by the definition in `ClassScore`."""
     parent_miou_old: float | None
+    drop_low_pct: float | None
+    drop_high_pct: float | None
+    """Ends of the 95 % interval of the drop of the old mIoU: `edge_ilseg.devices.bootstrap`. None: too few images."""
     confusion: Confusion
     parent_confusion: Confusion | None
     latency_median_ms: float | None
@@ -151,18 +181,18 @@ class VerifyReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: str
     """UTC, ISO 8601."""
     exit_code: int
-    """0 passed, 1 retention or another limit, 2 parity, 3 artefact or environment."""
+    """0 passed, 1 retention or another limit, 2 parity, 3 artefact or environment, 4 too few images to tell."""
     checks: tuple[Check, ...]
     limits: Limits
     bundle: BundleFacts
     parent: BundleFacts | None
     model: ModelFacts | None
     scores: Scores | None
+    unlabelled: Unlabelled | None
     latencies_ms: tuple[float, ...]
     """Warm runs of one golden image, in the order in which they ran."""
     peak_rss_mib: float | None
-    """Highest resident memory of the process, a parent's model included, up to the end of the latency runs: before any
-    photograph is read."""
+    """Highest resident memory of a process that only loads this model and runs it on the golden images."""
     device: DeviceFacts
 
     def check(self, name: CheckName) -> Check:
@@ -173,6 +203,11 @@ class VerifyReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_retention_checked(self) -> bool:
         """Whether the old classes were compared with the parent's."""
         return self.check("old mIoU drop").verdict != "not checked"
+
+
+def exit_code_of(checks: Iterable[Check]) -> int:
+    """The exit code of the gravest check (rule 2)."""
+    return max((check.exit_code for check in checks), key=GRAVITY.index)
 
 
 def encode_report(report: VerifyReport) -> bytes:
@@ -201,12 +236,12 @@ def parse_report(data: bytes, *, where: object = None) -> VerifyReport:
         raise ReportError(
             "the report does not list every check", where=where, found=", ".join(names), expected=", ".join(CHECKS)
         )
-    highest = max(check.exit_code for check in report.checks)
-    if report.exit_code != highest:
+    gravest = exit_code_of(report.checks)
+    if report.exit_code != gravest:
         raise ReportError(
             "the exit code of the report is not that of its checks",
             where=where,
             found=report.exit_code,
-            expected=highest,
+            expected=gravest,
         )
     return report

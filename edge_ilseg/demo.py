@@ -23,8 +23,9 @@ from edge_ilseg.config import (
     read_config,
 )
 from edge_ilseg.data import open_data
-from edge_ilseg.devices.verification import verify_bundle
-from edge_ilseg.errors import WorkspaceError, check_extra
+from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
+from edge_ilseg.devices.verify_report import VerifyReport
+from edge_ilseg.errors import EXIT_UNDECIDED, WorkspaceError, check_extra
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.pipeline import EXPORT_MODULES, TRAINING_MODULES, export_step, run_plan
@@ -101,7 +102,7 @@ def run_demo(
         records[name] = run_plan(workspace, plan, progress=_named(name, progress))
 
     rows: list[DemoRow] = []
-    bundles = {name: folder / "bundles" / record.name for name, record in records.items()}
+    bundles = {name: workspace.bundle_folder(record.name) for name, record in records.items()}
     for name, record in records.items():
         request = ExportRequest(precisions=("fp32", "int8"))
         manifest = export_step(workspace, record, request, bundles[name], progress=_named(name, progress))
@@ -113,17 +114,22 @@ def run_demo(
             if name != "before":
                 report = verify_bundle(
                     bundles[name],
-                    runtime=entry.runtime,
-                    precision=entry.precision,
+                    VerifyRequest(runtime=entry.runtime, precision=entry.precision, split=DATA.eval_split),
                     dataset=open_data(DATA),
-                    split=DATA.eval_split,
                     against=bundles["before"],
                     progress=_named(f"verify {name}", progress),
                 )
-                failed = [check.name for check in report.checks if check.verdict == "failed"]
-                verdict = "refused: " + ", ".join(failed) if failed else "passed"
+                verdict = _verdict(report)
             rows.append(DemoRow(name, f"{entry.runtime} {entry.precision}", entry.expected, verdict))
     return DemoResult(tuple(rows), str(bundles[DISTILLED]))
+
+
+def _verdict(report: VerifyReport) -> str:
+    """In a few words; the checks that are in the way are named."""
+    grave = [check.name for check in report.checks if check.exit_code == report.exit_code and report.exit_code]
+    if not grave:
+        return "passed"
+    return ("too few images: " if report.exit_code == EXIT_UNDECIDED else "refused: ") + ", ".join(grave)
 
 
 def _named(name: str, progress: ProgressCallback) -> ProgressCallback:

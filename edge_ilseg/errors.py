@@ -16,6 +16,7 @@ EXIT_PASSED = 0
 EXIT_RETENTION = 1  # verify: the model forgot, or learned too little
 EXIT_PARITY = 2  # verify, export: a runtime does not compute what it should
 EXIT_ARTEFACT = 3  # everything else: bad input, damaged file, missing package, wrong usage
+EXIT_UNDECIDED = 4  # verify: nothing is broken, and the images are too few to tell
 
 
 class EdgeIlsegError(Exception):

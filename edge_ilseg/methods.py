@@ -77,6 +77,10 @@ SWITCHES = tuple(Method.__struct_fields__[4:])
 
 _PAPER = "Michieli & Zanuttigh, arXiv 1907.13372 and 1911.03462"
 _LATER = "Michieli & Zanuttigh, arXiv 1911.03462"
+_BALANCED = (
+    "this project: L'_D, logits adjusted by class frequency (Menon et al., arXiv 2007.07314) and weights averaged with "
+    "the teacher's (Wortsman et al., arXiv 2109.01903); docs/adr/0008"
+)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -130,15 +134,8 @@ METHODS: dict[str, Method] = {
             pseudo_labels="entropy",
             head_init="background",
         ),
-        Method(
-            "balanced",
-            "encoder",
-            {"kd_output": 1.0},
-            "this project: E_F + L'_D, logits adjusted by class frequency (Menon et al., arXiv 2007.07314) and weights "
-            "averaged with the teacher's (Wortsman et al., arXiv 2109.01903); docs/adr/0008",
-            logit_adjustment=0.5,
-            new_share=0.7,
-        ),
+        Method("balanced", "none", {"kd_output": 1.0}, _BALANCED, logit_adjustment=0.5, new_share=0.7),
+        Method("freeze+balanced", "encoder", {"kd_output": 1.0}, _BALANCED, logit_adjustment=0.5, new_share=0.7),
     )
 }
 

@@ -27,7 +27,12 @@ def test_the_demo_runs_from_data_to_verdicts(tmp_path: Path, capsys: pytest.Capt
         for precision, judged in runs
     ]
     bundle = Path(result["bundle"])
-    check_files(bundle, read_manifest(bundle))
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest)
+    assert manifest.int8 is not None
+    assert manifest.int8.asked == "carry"
+    assert {row.images for row in manifest.int8.attempts[0].rows} >= {"images at hand", "labelled images"}
+    assert [row.runtime for row in manifest.int8.delta] == ["onnxruntime", "openvino"]
     base = folder / "bundles" / "00-base"
     assert run(["verify", str(bundle), "--data", "shapes:", "--against", str(base), "--limit", "5", "--json"]) in (0, 1)
     assert run(["demo", str(folder), *few]) == 3

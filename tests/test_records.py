@@ -11,7 +11,7 @@ from bundles import BASE, write_bundle
 
 from edge_ilseg.bundle import parse_manifest
 from edge_ilseg.calibration.ranges import Ranges, TensorRange, read_ranges, write_ranges
-from edge_ilseg.devices.verification import verify_bundle
+from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 from edge_ilseg.devices.verify_report import encode_report, parse_report
 from edge_ilseg.errors import BundleError, EdgeIlsegError, ExportError, ReportError
 from edge_ilseg.records import parse_versioned
@@ -113,8 +113,19 @@ def test_no_flipped_bit_of_a_manifest_a_report_or_ranges_ends_in_a_traceback(mas
     """0x80 makes any byte of these files invalid UTF-8."""
     write_bundle(tmp_path / "b", BASE, step_id="a")
     manifest = (tmp_path / "b/manifest.json").read_bytes()
-    report = encode_report(verify_bundle(tmp_path / "b", latency_runs=1, threads=1))
-    ranges = Ranges("edge-ilseg-ranges", 1, "minmax", ("a",), "00", "11", {"Div": TensorRange(-1.0, 1.0, "01")})
+    report = encode_report(verify_bundle(tmp_path / "b", VerifyRequest(latency_runs=1, threads=1)))
+    ranges = Ranges(
+        format="edge-ilseg-ranges",
+        format_version=2,
+        method="minmax",
+        policy="carry",
+        step="01",
+        image_ids=("a",),
+        images_sha256="00",
+        graph_sha256="11",
+        parent_graph_sha256=None,
+        tensors={"Div": TensorRange(-1.0, 1.0, ("01",), "measured", "22", b"\x00\xff")},
+    )
     path = tmp_path / "ranges.json"
     write_ranges(path, ranges)
     written = path.read_bytes()

@@ -24,9 +24,10 @@ from edge_ilseg.data.folder import Folder
 from edge_ilseg.devices.evaluation import evaluate_session
 from edge_ilseg.devices.facts import DeviceFacts
 from edge_ilseg.devices.runtime import load_session
+from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.devices.verdict_table import verdict_table
 from edge_ilseg.devices.verdicts import class_scores, judge_latency, judge_new_classes, judge_retention, measured_iou
-from edge_ilseg.devices.verification import choose_model, spread, verify_bundle
+from edge_ilseg.devices.verification import VerifyRequest, choose_model, spread, verify_bundle
 from edge_ilseg.devices.verify_report import (
     CHECKS,
     BadImage,
@@ -62,6 +63,17 @@ def forgetful(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_family(tmp_path_factory.mktemp("bundles"), forget="grass")
 
 
+def verify_here(
+    folder: Path,
+    *,
+    dataset: Folder | None = None,
+    against: Path | None = None,
+    unlabelled: Path | None = None,
+    **request: Any,
+) -> VerifyReport:
+    return verify_bundle(folder, VerifyRequest(**request), dataset=dataset, against=against, unlabelled=unlabelled)
+
+
 def run_command(*arguments: object) -> Result:
     return CliRunner().invoke(verify, [*map(str, arguments), "--latency-runs", "3", "--threads", "1"])
 
@@ -89,12 +101,14 @@ def test_a_model_that_kept_everything_passes_every_check(family: tuple[Path, Pat
         max_class_drop_pct=0.0,
         min_new_miou_pct=100.0,
         max_latency_p95_ms=60_000,
+        max_rss_mib=4096.0,
         max_model_mib=1.0,
         max_old_miou_drop_pct=0,
     )
-    report = verify_bundle(child, dataset=Folder(images), against=parent, limits=limits, **FAST)
+    report = verify_here(child, dataset=Folder(images), against=parent, limits=limits, **FAST)
     assert report.exit_code == 0
-    assert verdicts(report) == dict.fromkeys(CHECKS, "passed")
+    not_asked = ("encoder identity", "unlabelled agreement", "moved to new classes")
+    assert verdicts(report) == dict.fromkeys(CHECKS, "passed") | dict.fromkeys(not_asked, "not checked")
     assert report.scores is not None
     assert (report.scores.miou_old, report.scores.parent_miou_old) == (1.0, 1.0)
     assert report.scores.metrics.iou == dict.fromkeys(GROWN, 1.0)
@@ -103,7 +117,7 @@ def test_a_model_that_kept_everything_passes_every_check(family: tuple[Path, Pat
 
 def test_a_forgotten_class_is_refused_and_named(forgetful: tuple[Path, Path], images: Path) -> None:
     child, parent = forgetful
-    report = verify_bundle(child, dataset=Folder(images), against=parent, **FAST)
+    report = verify_here(child, dataset=Folder(images), against=parent, **FAST)
     assert report.exit_code == 1
     drop = report.check("old mIoU drop")
     assert drop.verdict == "failed"
@@ -122,7 +136,7 @@ def test_one_forgotten_class_breaks_the_limit_for_a_class_where_the_mean_is_allo
 ) -> None:
     child, parent = forgetful
     limits = Limits(max_old_miou_drop_pct=100.0, max_class_drop_pct=10.0)
-    report = verify_bundle(child, dataset=Folder(images), against=parent, limits=limits, **FAST)
+    report = verify_here(child, dataset=Folder(images), against=parent, limits=limits, **FAST)
     assert report.check("old mIoU drop").verdict == "passed"
     assert report.check("old class drop").verdict == "failed"
     assert report.check("old class drop").value == 100.0
@@ -134,7 +148,7 @@ def test_a_parent_is_compared_on_the_same_pixels_and_not_blamed_for_new_objects(
 ) -> None:
     """The parent calls every boat background. Pixels of boats are no old pixels, so its background keeps IoU 1."""
     child, parent = family
-    report = verify_bundle(child, dataset=Folder(images), against=parent, **FAST)
+    report = verify_here(child, dataset=Folder(images), against=parent, **FAST)
     assert report.scores is not None
     found = np.array(report.scores.confusion)
     before = np.array(report.scores.parent_confusion)
@@ -160,7 +174,7 @@ def test_an_old_pixel_that_turned_into_a_new_class_is_lost(family: tuple[Path, P
 @BOTH
 def test_both_runtimes_come_to_the_same_verdict(runtime: Runtime, tmp_path: Path, images: Path) -> None:
     child, parent = write_family(tmp_path, forget="apple", models=((runtime, "fp32"),))
-    report = verify_bundle(child, runtime=runtime, dataset=Folder(images), against=parent, **FAST)
+    report = verify_here(child, runtime=runtime, dataset=Folder(images), against=parent, **FAST)
     assert report.exit_code == 1
     assert "most forgotten: apple" in report.check("old mIoU drop").detail
     assert report.model is not None
@@ -173,7 +187,7 @@ def test_both_runtimes_come_to_the_same_verdict(runtime: Runtime, tmp_path: Path
 def test_a_flipped_bit_in_a_file_is_found_and_nothing_is_run(tmp_path: Path, images: Path) -> None:
     child, parent = write_family(tmp_path)
     flip_one_bit(child / "golden/images.npy")
-    report = verify_bundle(child, dataset=Folder(images), against=parent, **FAST)
+    report = verify_here(child, dataset=Folder(images), against=parent, **FAST)
     assert report.exit_code == 3
     assert report.check("integrity").verdict == "failed"
     assert "golden/images.npy" in report.check("integrity").detail
@@ -183,7 +197,7 @@ def test_a_flipped_bit_in_a_file_is_found_and_nothing_is_run(tmp_path: Path, ima
 def test_a_flipped_bit_in_the_parent_is_found(tmp_path: Path, images: Path) -> None:
     child, parent = write_family(tmp_path)
     flip_one_bit(parent / "fp32.onnx")
-    report = verify_bundle(child, dataset=Folder(images), against=parent, **FAST)
+    report = verify_here(child, dataset=Folder(images), against=parent, **FAST)
     assert report.exit_code == 3
     assert str(parent / "fp32.onnx") in report.check("integrity").detail
 
@@ -202,7 +216,7 @@ def test_golden_outputs_that_differ_are_a_failure_of_parity(
     share: float, precision: str, verdict: str, tmp_path: Path
 ) -> None:
     write_bundle(tmp_path / "b", BASE, step_id="a", models=(("onnxruntime", precision),), wrong_golden_share=share)  # type: ignore[arg-type]
-    report = verify_bundle(tmp_path / "b", **FAST)
+    report = verify_here(tmp_path / "b", **FAST)
     check = report.check("golden outputs")
     assert check.verdict == verdict
     assert check.value == pytest.approx(1 - share, abs=2e-4)
@@ -212,7 +226,7 @@ def test_golden_outputs_that_differ_are_a_failure_of_parity(
 def test_a_parent_that_does_not_compute_what_it_should_is_no_measure(tmp_path: Path, images: Path) -> None:
     write_bundle(tmp_path / "parent", BASE, step_id="a", wrong_golden_share=0.5)
     write_bundle(tmp_path / "child", GROWN, step_id="b", parent_id="a")
-    report = verify_bundle(tmp_path / "child", dataset=Folder(images), against=tmp_path / "parent", **FAST)
+    report = verify_here(tmp_path / "child", dataset=Folder(images), against=tmp_path / "parent", **FAST)
     assert report.check("golden outputs").verdict == "passed"
     assert report.check("parent's golden outputs").verdict == "failed"
     assert report.exit_code == 2
@@ -223,7 +237,7 @@ def test_golden_masks_of_another_number_than_the_images_are_refused(tmp_path: Pa
     path = tmp_path / "b" / manifest.models[0].golden_masks
     np.save(path, np.load(path)[:1])
     write_manifest(tmp_path / "b", manifest)
-    report = verify_bundle(tmp_path / "b", **FAST)
+    report = verify_here(tmp_path / "b", **FAST)
     assert report.exit_code == 3
     assert "2 images, 1 masks" in report.check("fit").detail
 
@@ -233,7 +247,7 @@ def test_a_golden_file_that_is_no_array_is_refused(content: bytes, tmp_path: Pat
     manifest = write_bundle(tmp_path / "b", BASE, step_id="a")
     (tmp_path / "b" / "golden/images.npy").write_bytes(content)
     write_manifest(tmp_path / "b", manifest)
-    report = verify_bundle(tmp_path / "b", **FAST)
+    report = verify_here(tmp_path / "b", **FAST)
     assert report.exit_code == 3
     assert "a golden file cannot be read" in report.check("fit").detail
 
@@ -246,14 +260,14 @@ def test_a_golden_file_with_pickled_objects_is_never_unpickled(tmp_path: Path) -
     manifest = write_bundle(tmp_path / "b", BASE, step_id="a")
     np.save(tmp_path / "b" / "golden/images.npy", np.array([Trap()], dtype=object), allow_pickle=True)
     write_manifest(tmp_path / "b", manifest)
-    assert verify_bundle(tmp_path / "b", **FAST).exit_code == 3
+    assert verify_here(tmp_path / "b", **FAST).exit_code == 3
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_bundle_of_another_step_is_no_parent(tmp_path: Path, images: Path) -> None:
     child, _ = write_family(tmp_path)
     write_bundle(tmp_path / "stranger", BASE, step_id="c" * 64)
-    report = verify_bundle(child, dataset=Folder(images), against=tmp_path / "stranger", **FAST)
+    report = verify_here(child, dataset=Folder(images), against=tmp_path / "stranger", **FAST)
     assert report.exit_code == 3
     assert "the other bundle is not the parent of this one" in report.check("fit").detail
 
@@ -262,20 +276,20 @@ def test_siblings_have_the_same_parent(tmp_path: Path, images: Path) -> None:
     """A fine-tuned and a distilled step grow from one step."""
     _, parent = write_family(tmp_path)
     write_bundle(tmp_path / "sibling", GROWN, step_id="d" * 64, parent_id="a" * 64)
-    assert verify_bundle(tmp_path / "sibling", dataset=Folder(images), against=parent, **FAST).exit_code == 0
+    assert verify_here(tmp_path / "sibling", dataset=Folder(images), against=parent, **FAST).exit_code == 0
 
 
 def test_a_parent_whose_classes_are_not_the_first_channels_is_refused(tmp_path: Path, images: Path) -> None:
     write_bundle(tmp_path / "parent", {"background": 0, "grass": 0, "apple": 0}, step_id="a")
     write_bundle(tmp_path / "child", GROWN, step_id="b", parent_id="a")
-    report = verify_bundle(tmp_path / "child", dataset=Folder(images), against=tmp_path / "parent", **FAST)
+    report = verify_here(tmp_path / "child", dataset=Folder(images), against=tmp_path / "parent", **FAST)
     assert report.exit_code == 3
     assert "background, apple, grass; expected the parent's: background, grass, apple" in report.check("fit").detail
 
 
 def test_a_bundle_of_step_0_has_no_parent(family: tuple[Path, Path]) -> None:
     _, parent = family
-    report = verify_bundle(parent, against=parent, **FAST)
+    report = verify_here(parent, against=parent, **FAST)
     assert report.exit_code == 3
     assert "step 0, which has no parent" in report.check("fit").detail
 
@@ -283,7 +297,7 @@ def test_a_bundle_of_step_0_has_no_parent(family: tuple[Path, Path]) -> None:
 def test_a_parent_without_a_model_of_the_precision_is_named(tmp_path: Path) -> None:
     write_bundle(tmp_path / "parent", BASE, step_id="a")
     write_bundle(tmp_path / "child", GROWN, step_id="b", parent_id="a", models=(("onnxruntime", "int8"),))
-    report = verify_bundle(tmp_path / "child", against=tmp_path / "parent", **FAST)
+    report = verify_here(tmp_path / "child", against=tmp_path / "parent", **FAST)
     assert report.exit_code == 3
     detail = report.check("fit").detail
     assert f"no such model; at {tmp_path / 'parent'}; found onnxruntime/fp32; expected onnxruntime/int8" in detail
@@ -291,7 +305,7 @@ def test_a_parent_without_a_model_of_the_precision_is_named(tmp_path: Path) -> N
 
 def test_without_images_retention_is_not_checked_and_the_report_says_so(family: tuple[Path, Path]) -> None:
     child, parent = family
-    report = verify_bundle(child, against=parent, **FAST)
+    report = verify_here(child, against=parent, **FAST)
     assert report.exit_code == 0
     assert not report.is_retention_checked
     assert report.check("old mIoU drop").verdict == "not checked"
@@ -301,7 +315,7 @@ def test_without_images_retention_is_not_checked_and_the_report_says_so(family: 
 
 def test_without_a_parent_the_old_miou_is_shown_and_not_judged(forgetful: tuple[Path, Path], images: Path) -> None:
     child, _ = forgetful
-    report = verify_bundle(child, dataset=Folder(images), **FAST)
+    report = verify_here(child, dataset=Folder(images), **FAST)
     assert report.exit_code == 0
     assert report.scores is not None
     assert f"old mIoU here {100 * report.scores.miou_old:.1f} %" in report.check("old mIoU drop").detail
@@ -310,7 +324,7 @@ def test_without_a_parent_the_old_miou_is_shown_and_not_judged(forgetful: tuple[
 
 def test_step_0_has_nothing_to_retain(family: tuple[Path, Path], images: Path) -> None:
     _, parent = family
-    report = verify_bundle(parent, dataset=Folder(images), limits=Limits(min_new_miou_pct=99.0), **FAST)
+    report = verify_here(parent, dataset=Folder(images), limits=Limits(min_new_miou_pct=99.0), **FAST)
     assert report.exit_code == 0
     assert "no old class" in report.check("old mIoU drop").detail
     assert report.check("new mIoU").value == 100.0  # boats are background for a model that does not know them
@@ -326,7 +340,7 @@ def test_step_0_has_nothing_to_retain(family: tuple[Path, Path], images: Path) -
 )
 def test_every_limit_can_be_broken(limits: Limits, name: str, family: tuple[Path, Path], images: Path) -> None:
     child, parent = family
-    report = verify_bundle(child, dataset=Folder(images), against=parent, limits=limits, **FAST)
+    report = verify_here(child, dataset=Folder(images), against=parent, limits=limits, **FAST)
     assert [check.name for check in report.checks if check.verdict == "failed"] == [name]
     assert report.exit_code == 1
 
@@ -338,21 +352,21 @@ def test_a_limit_that_cannot_be_measured_is_refused_before_anything_runs(
     limits: Limits, family: tuple[Path, Path]
 ) -> None:
     with pytest.raises(ConfigError, match="needs labelled images"):
-        verify_bundle(family[0], against=family[1], limits=limits, **FAST)
+        verify_here(family[0], against=family[1], limits=limits, **FAST)
 
 
 @pytest.mark.parametrize("limits", [Limits(max_class_drop_pct=1.0), Limits(max_old_miou_drop_pct=2.0)])
 def test_a_limit_on_a_drop_is_refused_without_a_parent(limits: Limits, family: tuple[Path, Path], images: Path) -> None:
     with pytest.raises(ConfigError, match="labelled images and a parent"):
-        verify_bundle(family[0], dataset=Folder(images), limits=limits, **FAST)
+        verify_here(family[0], dataset=Folder(images), limits=limits, **FAST)
 
 
 def test_the_drop_of_the_old_miou_has_a_limit_without_asking(forgetful: tuple[Path, Path], images: Path) -> None:
-    report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
+    report = verify_here(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
     assert report.limits.max_old_miou_drop_pct is None
     assert report.check("old mIoU drop").limit == 2.0
     limits = Limits(max_old_miou_drop_pct=0.0)
-    report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], limits=limits, **FAST)
+    report = verify_here(forgetful[0], dataset=Folder(images), against=forgetful[1], limits=limits, **FAST)
     assert report.check("old mIoU drop").limit == 0.0
 
 
@@ -362,7 +376,7 @@ def test_bad_images_are_named_and_counted_and_the_others_judged(family: tuple[Pa
     (root / "images/001.png").write_bytes((root / "images/001.png").read_bytes()[:100])
     Image.fromarray(np.zeros((7, 5), np.uint8)).save(root / "masks/002.png")
     limits = Limits(max_bad_images=2)
-    report = verify_bundle(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
+    report = verify_here(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
     assert report.exit_code == 0
     assert report.scores is not None
     assert [item.image_id for item in report.scores.bad_images] == ["001", "002"]
@@ -377,7 +391,7 @@ def test_a_bad_image_too_many_fails_after_all_checks_have_run(family: tuple[Path
     child, parent = family
     root = write_color_folder(tmp_path / "colors")
     (root / "images/001.png").write_bytes(b"not an image")
-    report = verify_bundle(child, dataset=Folder(root), against=parent, **FAST)
+    report = verify_here(child, dataset=Folder(root), against=parent, **FAST)
     assert report.exit_code == 3
     assert report.check("images").verdict == "failed"
     assert report.check("old mIoU drop").verdict == "passed"
@@ -388,7 +402,7 @@ def test_no_usable_image_at_all_never_passes(family: tuple[Path, Path], tmp_path
     root = write_color_folder(tmp_path / "colors", count=1)
     (root / "images/000.png").write_bytes(b"")
     limits = Limits(max_bad_images=100)
-    report = verify_bundle(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
+    report = verify_here(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
     assert report.exit_code == 3
     assert report.check("images").verdict == "failed"
     assert report.check("old mIoU drop").verdict == "failed"
@@ -399,12 +413,12 @@ def test_images_without_an_old_class_cannot_prove_retention(forgetful: tuple[Pat
     root = write_color_folder(tmp_path / "colors")
     for path in (root / "masks").iterdir():
         Image.fromarray(np.full((48, 64), list(GROWN).index("boat"), np.uint8)).save(path)
-    report = verify_bundle(child, dataset=Folder(root), against=parent, **FAST)
+    report = verify_here(child, dataset=Folder(root), against=parent, **FAST)
     assert report.exit_code == 3
     assert "retention cannot be judged" in report.check("old mIoU drop").detail
     assert report.check("old class drop").verdict == "not checked"
     limits = Limits(max_class_drop_pct=50.0)
-    report = verify_bundle(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
+    report = verify_here(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
     check = report.check("old class drop")
     assert (check.verdict, check.exit_code, check.value, check.limit) == ("failed", 3, None, 50.0)
 
@@ -417,7 +431,7 @@ def test_an_old_class_that_no_image_shows_is_left_out_and_named(forgetful: tuple
         mask_HW[mask_HW == list(GROWN).index("grass")] = 255
         Image.fromarray(mask_HW).save(path)
     limits = Limits(max_class_drop_pct=5.0)
-    report = verify_bundle(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
+    report = verify_here(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
     assert report.exit_code == 0
     assert "not in these images: grass" in report.check("old mIoU drop").detail
     assert report.check("old class drop").verdict == "passed"
@@ -429,7 +443,7 @@ def test_a_class_that_the_data_set_does_not_know_is_told_and_not_taken_for_retai
 ) -> None:
     root = write_color_folder(tmp_path / "colors")
     (root / "classes.txt").write_text("background\napple\nlawn\nboat\n")
-    report = verify_bundle(family[0], dataset=Folder(root), against=family[1], **FAST)
+    report = verify_here(family[0], dataset=Folder(root), against=family[1], **FAST)
     assert report.exit_code == 0
     assert "not in these images: grass" in report.check("old mIoU drop").detail
     assert "retention was NOT checked for: grass" in as_text(report)
@@ -438,21 +452,21 @@ def test_a_class_that_the_data_set_does_not_know_is_told_and_not_taken_for_retai
 def test_a_data_set_without_any_class_of_the_bundle_is_refused(family: tuple[Path, Path], tmp_path: Path) -> None:
     root = write_color_folder(tmp_path / "colors")
     (root / "classes.txt").write_text("background\npear\nlawn\nship\n")
-    report = verify_bundle(family[0], dataset=Folder(root), against=family[1], **FAST)
+    report = verify_here(family[0], dataset=Folder(root), against=family[1], **FAST)
     assert report.exit_code == 3
     assert "none of the classes that the model knows" in report.check("images").detail
 
 
 def test_a_model_that_gives_a_channel_without_a_class_is_refused(tmp_path: Path) -> None:
     write_bundle(tmp_path / "b", BASE, step_id="a", network=color_network(list(BASE), add_to_mask=1))
-    report = verify_bundle(tmp_path / "b", **FAST)
+    report = verify_here(tmp_path / "b", **FAST)
     assert report.exit_code == 2  # the golden masks, computed rightly, differ everywhere
     assert report.check("golden outputs").value == 0.0
 
 
 def test_images_with_such_a_channel_end_the_scoring(tmp_path: Path, images: Path) -> None:
     write_bundle(tmp_path / "b", BASE, step_id="a", network=color_network(list(BASE), add_to_mask=1))
-    report = verify_bundle(tmp_path / "b", dataset=Folder(images), **FAST)
+    report = verify_here(tmp_path / "b", dataset=Folder(images), **FAST)
     assert report.exit_code == 3
     assert "found channel 3; expected 0 to 2" in report.check("images").detail
 
@@ -502,15 +516,20 @@ def test_a_limit_that_is_not_a_number_fails() -> None:
     assert judge_latency([1.0], Limits(max_latency_p95_ms=float("nan"))).verdict == "failed"
 
 
-def test_a_value_at_its_limit_passes_and_above_it_fails() -> None:
+def test_a_drop_is_judged_by_the_ends_of_its_interval() -> None:
     classes = ["a", "b"]
     parent = np.array([[100, 0, 0], [0, 100, 0], [0, 0, 0]])
     found = np.array([[96, 0, 4], [0, 100, 0], [0, 0, 0]])
-    scores = scores_of(found, parent, classes)
-    assert judge_retention(scores, Limits(max_old_miou_drop_pct=2.0001), is_compared=True)[0].verdict == "passed"
-    drop, _ = judge_retention(scores, Limits(max_old_miou_drop_pct=1.9999), is_compared=True)
-    assert drop.verdict == "failed"
-    assert drop.value == pytest.approx(2.0)
+    scores = msgspec.structs.replace(scores_of(found, parent, classes), drop_low_pct=1.0, drop_high_pct=3.0)
+    for limit, verdict, code in (
+        (3.0, "passed", 0),
+        (2.9, "too few images", 4),
+        (1.0, "too few images", 4),
+        (0.9, "failed", 1),
+    ):
+        drop, _ = judge_retention(scores, Limits(max_old_miou_drop_pct=limit), is_compared=True)
+        assert (drop.verdict, drop.exit_code, drop.low, drop.high) == (verdict, code, 1.0, 3.0)
+        assert drop.value == pytest.approx(2.0)
 
 
 def test_a_new_class_without_pixels_breaks_a_limit_and_without_one_is_told() -> None:
@@ -555,6 +574,8 @@ def scores_of(confusion: np.ndarray, parent: np.ndarray | None, old: list[str]) 
         metrics=score(confusion, names, old_count=len(old), background=None, images=1),
         miou_old=float(np.mean(iou[: len(old)])),
         parent_miou_old=None if before is None else float(np.mean(before[: len(old)])),
+        drop_low_pct=None,
+        drop_high_pct=None,
         confusion=(),
         parent_confusion=None,
         latency_median_ms=None,
@@ -580,25 +601,25 @@ def test_a_missing_runtime_is_a_failure_of_fit_that_names_the_extra(
     family: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    report = verify_bundle(family[0], runtime="onnxruntime", **FAST)
+    report = verify_here(family[0], runtime="onnxruntime", **FAST)
     assert report.exit_code == 3
     assert "pip install 'edge-ilseg[onnxruntime]'" in report.check("fit").detail
 
 
 def test_the_table_shows_every_check_and_every_class(forgetful: tuple[Path, Path], images: Path) -> None:
-    text = as_text(verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST))
+    text = as_text(verify_here(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST))
     for word in (*CHECKS, *COLORS, "-100.0", "forgot too much"):
         assert word in text
 
 
 def test_a_name_that_looks_like_markup_is_shown_as_it_is(family: tuple[Path, Path]) -> None:
-    report = verify_bundle(family[0], **FAST)
+    report = verify_here(family[0], **FAST)
     facts = msgspec.structs.replace(report.bundle, folder="/data/[red]x[/red]", step_name="[bold]")
     assert "/data/[red]x[/red] (step [bold])" in as_text(msgspec.structs.replace(report, bundle=facts))
 
 
 def test_a_report_survives_its_json(forgetful: tuple[Path, Path], images: Path) -> None:
-    report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
+    report = verify_here(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
     assert parse_report(encode_report(report)) == report
 
 
@@ -608,7 +629,7 @@ def test_a_report_survives_its_json(forgetful: tuple[Path, Path], images: Path) 
         (lambda content: content["checks"].pop(5), "does not list every check"),
         (lambda content: content["checks"].reverse(), "does not list every check"),
         (lambda content: content.update(exit_code=0), "is not that of its checks"),
-        (lambda content: content.update(format_version=2), "a format that this version does not read"),
+        (lambda content: content.update(format_version=1), "a format that this version does not read"),
         (lambda content: content.update(opinion="fine"), "damaged"),
         (lambda content: content["checks"][0].update(verdict="maybe"), "damaged"),
     ],
@@ -616,7 +637,7 @@ def test_a_report_survives_its_json(forgetful: tuple[Path, Path], images: Path) 
 def test_a_report_that_breaks_its_rules_is_refused(
     change: Callable[[dict[str, Any]], object], message: str, forgetful: tuple[Path, Path], images: Path
 ) -> None:
-    report = verify_bundle(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
+    report = verify_here(forgetful[0], dataset=Folder(images), against=forgetful[1], **FAST)
     content = json.loads(encode_report(report))
     change(content)
     with pytest.raises(ReportError, match=message):
@@ -624,7 +645,20 @@ def test_a_report_that_breaks_its_rules_is_refused(
 
 
 @pytest.mark.parametrize(
-    "struct", [VerifyReport, Check, Limits, BundleFacts, ModelFacts, Scores, BadImage, ClassScore, DeviceFacts]
+    "struct",
+    [
+        VerifyReport,
+        Check,
+        Limits,
+        BundleFacts,
+        ModelFacts,
+        Scores,
+        BadImage,
+        ClassScore,
+        DeviceFacts,
+        Unlabelled,
+        UnlabelledClass,
+    ],
 )
 def test_the_format_page_names_every_field(struct: type[msgspec.Struct]) -> None:
     page = (Path(__file__).parents[1] / "docs/verify-report.md").read_text()
@@ -667,7 +701,7 @@ def test_limits_of_the_command_reach_the_verdict(forgetful: tuple[Path, Path], i
     assert run_command(*arguments, "--min-new-iou", 100.1).exit_code == 1
     assert run_command(*arguments, "--max-latency-ms", 0).exit_code == 1
     assert run_command(*arguments, "--max-model-mib", 0).exit_code == 1
-    assert run_command(*arguments, "--limit", 1, "--json").exit_code == 0
+    assert run_command(*arguments, "--limit", 1, "--json").exit_code == 4  # one image has no interval
 
 
 def test_the_choice_of_images_needs_images(family: tuple[Path, Path]) -> None:

@@ -31,6 +31,10 @@ DEFAULT_SPLITS = ("test", "val")
     help="Which of the images; if left out the split that the bundle was scored on, else test, val or the only one.",
 )
 @click.option("--limit", "max_images", type=POSITIVE, metavar="N", help="At most N images, evenly spread.")
+@click.option(
+    "--images", type=click.Path(path_type=Path), metavar="DIR", help="The device's own images, without labels."
+)
+@click.option("--profile", "profile_name", metavar="NAME|FILE", help="Device profile: limits, runtime, threads.")
 @click.option("--against", type=click.Path(path_type=Path), metavar="BUNDLE", help="A bundle of the parent step.")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="The first installed if left out.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="int8 if there, else fp32.")
@@ -39,12 +43,15 @@ DEFAULT_SPLITS = ("test", "val")
 @click.option("--max-old-drop", type=float, help="Points of old-class mIoU: 2, given --data and --against.")
 @click.option("--max-class-drop", type=float, help="Points of IoU that a single old class may lose.")
 @click.option("--min-new-iou", type=float, help="Least mean IoU of the new classes, per cent.")
+@click.option("--min-agreement", type=float, help="With --images: least agreement with the parent's masks, per cent.")
+@click.option("--max-moved", type=float, help="With --images: most old pixels that became new ones, per cent.")
 @click.option("--max-latency-ms", type=float, help="Highest 95th percentile of the latency.")
+@click.option("--max-rss-mib", type=float, help="Highest peak memory of a process that runs the model.")
 @click.option("--max-model-mib", type=float, help="Highest size of the model's files.")
 @click.option(
     "--min-golden-agreement", type=float, help="Share of golden pixels; 0.999, or 0.99 for int8, if left out."
 )
-@click.option("--max-bad-images", type=click.IntRange(min=0), default=0, show_default=True, help="Images left out.")
+@click.option("--max-bad-images", type=click.IntRange(min=0), help="Images that may be left out.  [0]")
 @json_option
 @click.pass_context
 def verify(
@@ -54,6 +61,8 @@ def verify(
     data_option_items: tuple[str, ...],
     split: str | None,
     max_images: int | None,
+    images: Path | None,
+    profile_name: str | None,
     against: Path | None,
     runtime: Runtime | None,
     precision: Precision | None,
@@ -62,21 +71,27 @@ def verify(
     max_old_drop: float | None,
     max_class_drop: float | None,
     min_new_iou: float | None,
+    min_agreement: float | None,
+    max_moved: float | None,
     max_latency_ms: float | None,
+    max_rss_mib: float | None,
     max_model_mib: float | None,
     min_golden_agreement: float | None,
-    max_bad_images: int,
+    max_bad_images: int | None,
     as_json: bool,
 ) -> None:
     """Judge BUNDLE on this device: is it whole, does it compute what it should, and what has it forgotten?
 
     Hashes and golden outputs are always checked. Old classes are compared with the parent's bundle on the same images:
-    --data and --against. Limits that are left out are shown and not checked. Needs a runtime, and no torch.
+    --data and --against. A drop passes when its whole 95 % interval over images is within the limit. Without labels,
+    the masks are compared with the parent's: --images. Limits come from --profile, and from options, which go before
+    it; those that are left out are shown and not checked. Needs a runtime, and no torch.
 
     \b
     edge-ilseg verify boat.bundle
     edge-ilseg verify boat.bundle --data msrc:DATA --against base.bundle
     edge-ilseg verify boat.bundle --data folder:DATA --against base.bundle --max-old-drop 1 --max-class-drop 5 --json
+    edge-ilseg verify boat.bundle --against base.bundle --images /var/camera --profile raspberry-pi-5
     edge-ilseg verify boat.bundle --runtime openvino --precision fp32 --max-latency-ms 40 --threads 2
 
     \b
@@ -84,45 +99,47 @@ def verify(
               1   retention, new classes, latency or size break a limit
               2   parity: the golden outputs differ
               3   the bundle, the images, this device or the command line cannot be used
+              4   too few images to tell whether the old classes lost too much
     """
+    import msgspec
     from rich.console import Console
 
     from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.devices.profile_request import Measurable, with_profile
     from edge_ilseg.devices.verdict_table import verdict_table
-    from edge_ilseg.devices.verification import verify_bundle
-    from edge_ilseg.devices.verify_report import Limits, encode_report
+    from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
+    from edge_ilseg.devices.verify_report import encode_report
 
-    if data_text is None and (split is not None or max_images is not None or data_option_items):
+    if data_text is None and (split is not None or data_option_items or (max_images is not None and images is None)):
         raise ConfigError(
             "--split, --limit and --data-option choose among images, and none are given", hint="add --data KIND:ROOT"
         )
-    limits = Limits(
-        min_golden_agreement=min_golden_agreement,
-        max_old_miou_drop_pct=max_old_drop,
-        max_class_drop_pct=max_class_drop,
-        min_new_miou_pct=min_new_iou,
-        max_latency_p95_ms=max_latency_ms,
-        max_model_mib=max_model_mib,
-        max_bad_images=max_bad_images,
+    request = VerifyRequest(runtime=runtime, precision=precision, threads=threads, latency_runs=latency_runs)
+    request = with_profile(
+        msgspec.structs.replace(request, split=split or "test", max_images=max_images),
+        profile_name,
+        {
+            "min_golden_agreement": min_golden_agreement,
+            "max_old_miou_drop_pct": max_old_drop,
+            "max_class_drop_pct": max_class_drop,
+            "min_new_miou_pct": min_new_iou,
+            "min_agreement_pct": min_agreement,
+            "max_moved_pct": max_moved,
+            "max_latency_p95_ms": max_latency_ms,
+            "max_rss_mib": max_rss_mib,
+            "max_model_mib": max_model_mib,
+            "max_bad_images": max_bad_images,
+        },
+        bundle,
+        measurable=Measurable(data_text is not None, against is not None, images is not None),
     )
     dataset = None if data_text is None else _open_images(data_text, data_option_items)
     if dataset is not None and split is None:
         split = default_split(dataset.info.splits, _expected_data(bundle))
+        request = msgspec.structs.replace(request, split=split)
         click.echo(f"split: {split} of {data_text}", err=True)
     with progress_bar("verify") as progress:
-        report = verify_bundle(
-            bundle,
-            runtime=runtime,
-            precision=precision,
-            dataset=dataset,
-            split=split or "test",
-            max_images=max_images,
-            against=against,
-            limits=limits,
-            threads=threads,
-            latency_runs=latency_runs,
-            progress=progress,
-        )
+        report = verify_bundle(bundle, request, against=against, dataset=dataset, unlabelled=images, progress=progress)
     if as_json:
         click.echo(encode_report(report))
     else:
