@@ -3,7 +3,7 @@
 1. Nothing heavy is imported before a command runs: `edge-ilseg --help` imports click alone.
 2. Results go to standard output, progress and errors to standard error.
 3. Exit codes, for every command: 0 done or passed; 1 verify: retention or another limit; 2 parity; 3 everything else
-   that is wrong (input, artefact, environment, usage); 130 interrupted.
+   that is wrong (input, artefact, environment, usage); 4 verify: too few images to tell; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "steps": ("edge_ilseg.cli.workspace", "steps", "List the steps of a workspace."),
     "export": ("edge_ilseg.cli.export", "export", "Make a bundle: ONNX and OpenVINO, fp32, fp16 and int8."),
     "verify": ("edge_ilseg.cli.verify", "verify", "Judge a bundle on this device, without torch."),
+    "device": ("edge_ilseg.cli.device", "device", "This device: what it is, and which profile fits it."),
     "demo": ("edge_ilseg.cli.demo", "demo", "The whole way on generated images, in minutes."),
 }
 
