@@ -27,6 +27,7 @@ from edge_ilseg.progress import ProgressCallback, no_progress
 
 QUANTIZED_OPS = ("Conv", "Clip", "Relu", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad")
 """What runs in int8. Resize is not here: upsampled in int8, the edges of the mask move."""
+ACTIVATIONS = ("Clip", "Relu")
 ORT_LOG_FATAL = 4
 CHANNEL_AXIS, IMAGE_RANK = 1, 4
 SPATIAL_AXES = (0, 2, 3)
@@ -50,11 +51,36 @@ def quantized_nodes(model: onnx.ModelProto, float_layers: Collection[str] = ()) 
 
 
 def quantized_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the activation tensors (float, not weights) at the inputs and outputs of `quantized_nodes`, in order."""
+    """Names of the activation tensors (float, not weights) at the inputs and outputs of `quantized_nodes`, in order.
+
+    What a convolution gives to a Clip or Relu alone is not among them: the two are one operation in int8, and only the
+    result of the second is ever a tensor.
+    """
     nodes = set(quantized_nodes(model))
     constants = {item.name for item in model.graph.initializer}
+    inner = fused_outputs(model)
     names = [name for node in model.graph.node if node.name in nodes for name in (*node.input, *node.output)]
-    return tuple(dict.fromkeys(name for name in names if name and name not in constants))
+    return tuple(dict.fromkeys(name for name in names if name and name not in constants and name not in inner))
+
+
+def fused_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Output of a convolution that a Clip or Relu alone reads -> output of that Clip or Relu."""
+    readers: dict[str, list[onnx.NodeProto]] = {item.name: [] for item in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {item.name for item in model.graph.output}
+    found = {}
+    for node in model.graph.node:
+        behind = readers.get(node.output[0], [])
+        if (
+            node.op_type == "Conv"
+            and len(behind) == 1
+            and behind[0].op_type in ACTIVATIONS
+            and not outputs & {node.output[0]}
+        ):
+            found[node.output[0]] = behind[0].output[0]
+    return found
 
 
 def collect_extremes(

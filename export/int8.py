@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Runtime
-from edge_ilseg.calibration.collect import collect_extremes, quantized_nodes
+from edge_ilseg.calibration.collect import ACTIVATIONS, collect_extremes, quantized_nodes
 from edge_ilseg.calibration.merge import Measured, find_silent_channels, make_ranges
 from edge_ilseg.calibration.ranges import Ranges
 from edge_ilseg.calibration.sample import CalibrationImages
@@ -337,7 +337,7 @@ def layers_of_worst_signal(model: onnx.ModelProto, rows: Sequence[SqnrRow], shar
         maker = makers[row.tensor]
         chosen.add(maker.name)
         before = makers.get(maker.input[0])
-        if maker.op_type in ("Clip", "Relu") and before is not None and before.op_type == "Conv":
+        if maker.op_type in ACTIVATIONS and before is not None and before.op_type == "Conv":
             chosen.add(before.name)
     return tuple(name for name in nodes if name in chosen)
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edge_ilseg.calibration.collect import QUANTIZED_OPS, quantized_nodes, quantized_tensors
+from edge_ilseg.calibration.collect import QUANTIZED_OPS, fused_outputs, quantized_nodes, quantized_tensors
 from edge_ilseg.calibration.ranges import Ranges, check_ranges
 from edge_ilseg.errors import ExportError, did_you_mean
 from edge_ilseg.export.graph import strip_notes, write_onnx
@@ -115,6 +115,8 @@ def write_int8_onnx(
         name: TensorData(lowest=np.array([item.lowest], np.float32), highest=np.array([item.highest], np.float32))
         for name, item in ranges.tensors.items()
     }
+    # onnxruntime asks for the range between a convolution and its activation, too, before it makes the two one.
+    measured |= {inner: measured[outer] for inner, outer in fused_outputs(model).items() if outer in measured}
     with tempfile.TemporaryDirectory(prefix="edge-ilseg-quantize-") as folder:
         prepared, cache, result = (Path(folder) / name for name in ("float.onnx", "cache.json", "int8.onnx"))
         # Shapes and the "prepared" mark only: the exporter has optimised the graph, and names must not change.

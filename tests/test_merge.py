@@ -147,9 +147,9 @@ def test_a_retrained_layer_of_the_same_name_gets_the_envelope_and_so_does_all_be
         assert ranges.tensors[name].steps == ("00-base", "01-boat")
         assert ranges.tensors[name].subgraph_sha256 == other.subgraphs[name] != parent.tensors[name].subgraph_sha256
         assert_envelope(ranges.tensors[name], parent.tensors[name], other.extremes[name])
-    assert (ranges.count("carried"), ranges.count("merged"), ranges.count("measured")) == (7, 31, 1)
+    assert (ranges.count("carried"), ranges.count("merged"), ranges.count("measured")) == (4, 18, 1)
     widened = [name for name in parent.tensors if ranges.tensors[name].highest > parent.tensors[name].highest]
-    assert "encoder.stages.1.0.conv/Conv" in widened
+    assert any(name.startswith("decoder.") for name in widened)
 
 
 def test_layers_that_have_changed_places_find_their_ranges_by_what_they_compute(
@@ -367,7 +367,7 @@ def test_ranges_of_another_network_are_refused_and_a_tensor_is_named(
 
 def test_a_child_is_no_parent_of_its_own_parent(chain: Chain, measured: Measured) -> None:
     child = make_ranges(measured, "carry", None)
-    with pytest.raises(ExportError, match=rf"1 of 39 tensors are not in this graph, '{NEW}'"):
+    with pytest.raises(ExportError, match=rf"1 of 23 tensors are not in this graph, '{NEW}'"):
         make_ranges(measure(chain.base, random_images(1)), "carry", child)
 
 
