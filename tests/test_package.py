@@ -316,8 +316,8 @@ def test_the_bundle_holds_the_attempt_that_was_taken(parent: ParentBundle, tmp_p
     for row in manifest.int8.delta:
         assert row.encoder_changed_bytes > 0
         assert row.encoder_output_identical is None
-    for row in manifest.parity:
-        assert row.agreement > 0.7, row.stage
+    for stage in manifest.parity:
+        assert stage.agreement > 0.7, stage.stage
 
 
 def test_weights_alone_need_no_image_no_parent_and_no_ranges(tmp_path: Path) -> None:
