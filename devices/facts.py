@@ -127,8 +127,18 @@ def parse_memory_mib(meminfo: str) -> int:
     return int(match[1]) // 1024
 
 
-def read_peak_rss_mib() -> float | None:
-    """Highest resident memory of this process so far, MiB; `None` where the system does not tell (Windows)."""
+def read_peak_rss_mib(*, proc: Path = Path("/proc")) -> float | None:
+    """Highest resident memory of this process so far, MiB; `None` where the system does not tell (Windows).
+
+    On Linux from `VmHWM`: what `getrusage` tells is at least the size that the parent had when it made this process,
+    because the kernel keeps the higher of the two when a process becomes another program.
+    """
+    try:
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", (proc / "self/status").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    if match:
+        return int(match[1]) / 1024
     try:
         import resource
     except ImportError:

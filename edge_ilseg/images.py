@@ -29,8 +29,8 @@ VOID_COLOR: Color = (224, 224, 192)
 """The colour that PASCAL VOC gives to void."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
-# What Pillow's decoders raise on damaged bytes; OSError holds its "truncated" and "cannot identify".
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow's decoders raise on damaged bytes; OSError holds its "truncated" and "cannot identify"."""
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,33 +62,43 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         DataError: the file is missing, truncated, no image, or of floating point.
     """
     with _opened(path) as image:
-        turn = _UPRIGHT.get(_orientation(image))
-        upright = image.transpose(turn) if turn is not None else image
-        if upright.mode in _DEEP_GREY:
-            deep_HW = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
-            grey_HW = ((deep_HW * 255 + 32767) // 65535).astype(np.uint8)
-            return np.repeat(grey_HW[:, :, None], 3, axis=2)
-        if upright.mode == "F":
-            raise DataError(
-                "an image holds floating-point numbers, whose black and white are unknown",
-                where=path,
-                expected="8 or 16 bits a channel",
-                hint="convert it to an 8-bit PNG",
-            )
-        if upright.mode in ("P", "PA"):  # straight to RGB would warn where the palette has transparency
-            upright = upright.convert("RGBA")
-        return np.array(upright.convert("RGB"))
+        return to_rgb(image, path)
+
+
+def to_rgb(image: Image.Image, where: object) -> NDArray[np.uint8]:
+    """An image that Pillow has opened, or the frame of it that was sought, as `read_image` gives it.
+
+    Raises:
+        DataError: it is of floating point.
+    """
+    turn = _UPRIGHT.get(_orientation(image))
+    upright = image.transpose(turn) if turn is not None else image
+    if upright.mode in _DEEP_GREY:
+        deep_HW = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
+        grey_HW = ((deep_HW * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+    if upright.mode == "F":
+        raise DataError(
+            "an image holds floating-point numbers, whose black and white are unknown",
+            where=where,
+            expected="8 or 16 bits a channel",
+            hint="convert it to an 8-bit PNG",
+        )
+    if upright.mode in ("P", "PA"):  # straight to RGB would warn where the palette has transparency
+        upright = upright.convert("RGBA")
+    return np.array(upright.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the image that `read_image` gives, from the file's header alone.
+    """Height and width of the image that `read_image` gives, from the file's header alone (a TIFF is decoded).
 
     Raises:
         DataError: the file is missing or no image.
     """
     with _opened(path) as image:
+        turned = _orientation(image) >= 5
         width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return (width, height) if turned else (height, width)
 
 
 def read_mask(path: Path) -> MaskFile:
@@ -200,7 +210,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(
             "an image file is missing", where=path, hint="put the file back, or leave its id out"
         ) from error
-    except _DAMAGE as error:
+    except DECODE_ERRORS as error:
         raise DataError(
             "an image file cannot be decoded: it is truncated, damaged or no image",
             where=path,
@@ -210,7 +220,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8. A PNG's EXIF counts only where it stands before the pixels, which is where it belongs."""
+    """EXIF orientation 1..8 that is still to be undone.
+
+    A PNG's EXIF counts only where it stands before the pixels, which is where it belongs. Pillow turns a TIFF by itself
+    when it decodes it, and takes the tag away.
+    """
+    if image.format == "TIFF":
+        image.load()
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     return int(image.getexif().get(_ORIENTATION_TAG, 1))

@@ -320,7 +320,7 @@ def export_step(
         out,
         request=request,
         step=entry,
-        parent=_parent_bundle(workspace, record, entry, parent),
+        parent=_parent_bundle(workspace, record, entry, parent) if parent or "int8" in request.precisions else None,
         classes=tuple(ClassEntry(item.name, item.step, item.color) for item in record.classes),
         background=record.background,
         calibration=_calibration_images(record, learned_from, calibration_count, progress)

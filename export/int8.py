@@ -31,6 +31,7 @@ from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.devices.verification import spread
 from edge_ilseg.errors import ExportError, MissingPackageError
+from edge_ilseg.export.delta import ENCODER
 from edge_ilseg.export.guard import AT_HAND, GOLDEN, LABELLED, Guard, GuardSet, Masks, counted_drop
 from edge_ilseg.export.openvino_ir import write_ir
 from edge_ilseg.export.parent import ParentBundle
@@ -100,6 +101,37 @@ def check_int8_request(subject: Subject, calibration: CalibrationImages | None, 
             expected="a bundle of the parent step with int8 models",
             hint="export the parent step first, or give its bundle (--parent); without one: --ranges weights-only",
         )
+    if policy == "carry" and subject.step.encoder_frozen and parent is not None:
+        _check_weight_bits(subject, parent)
+
+
+def _check_weight_bits(subject: Subject, parent: ParentBundle) -> None:
+    """Refuse another width of weights than the parent's: the frozen encoder would be another one in int8."""
+    for entry in parent.manifest.models:
+        if entry.calibration is None or entry.calibration.method is None:
+            continue
+        if entry.calibration.reduce_range != subject.request.reduce_range:
+            bits = {True: "7-bit", False: "8-bit"}
+            raise ExportError(
+                "the encoder was frozen, and its int8 weights would not be the parent's",
+                where=parent.folder,
+                found=f"{bits[entry.calibration.reduce_range]} weights in the parent's bundle",
+                expected=f"{bits[subject.request.reduce_range]} weights, as asked for",
+                hint="take the device profile of the parent's export (--profile), or --ranges union",
+            )
+
+
+def inherited_float_layers(subject: Subject, parent: ParentBundle | None) -> tuple[str, ...]:
+    """The encoder's layers that the parent keeps in float, where the encoder is to stay what it is."""
+    if parent is None or subject.request.ranges != "carry" or not subject.step.encoder_frozen:
+        return ()
+    layers = {
+        name
+        for entry in parent.manifest.models
+        if entry.calibration is not None and entry.calibration.method is not None
+        for name in entry.calibration.float_layers
+    }
+    return tuple(sorted(name for name in layers if name.startswith(ENCODER)))
 
 
 def make_int8(
@@ -142,7 +174,8 @@ class _Int8Maker:
         self.calibration = calibration
         self.parent = parent
         self.model = onnx.load(self.float_path)
-        self.float_layers = find_float_layers(self.model, self.request.float_layers)
+        inherited = inherited_float_layers(subject, parent)
+        self.float_layers = find_float_layers(self.model, (*self.request.float_layers, *inherited))
         self.measured = self._measure()
         self.guard = self._make_guard(golden_NHWC)
         self.judged: list[_Judged] = []
@@ -215,12 +248,13 @@ class _Int8Maker:
             yield self._with_ranges(asked)
             if asked != "union" and self._parent_ranges() is not None:
                 yield self._with_ranges("union")
-            best = min(self.judged, key=lambda item: item.drop or 0.0)
+            best = min(reversed(self.judged), key=lambda item: item.drop or 0.0)  # of equals, what clips less
             sqnr = self._sqnr(best.path)
             for share in MIXED_SHARES:
                 layers = layers_of_worst_signal(self.model, sqnr, share)
                 kept = tuple(name for name in quantized_nodes(self.model) if name in {*layers, *self.float_layers})
-                yield _Attempt("mixed", best.attempt.policy, kept, best.attempt.ranges)
+                if len(kept) < len(quantized_nodes(self.model)):
+                    yield _Attempt("mixed", best.attempt.policy, kept, best.attempt.ranges)
         yield _Attempt("weights-only", "weights-only", self.float_layers, None)
 
     def _parent_ranges(self) -> Ranges | None:

@@ -20,7 +20,7 @@ from edge_ilseg.int8_record import SqnrRow
 
 
 def measure_sqnr(float_path: Path, int8_path: Path, images_NHWC: Iterable[NDArray[np.uint8]]) -> tuple[SqnrRow, ...]:
-    """SQNR of every quantized activation, in graph order.
+    """SQNR of every quantized activation, in the order of the int8 graph.
 
     Args:
         float_path: the float graph.

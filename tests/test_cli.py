@@ -47,11 +47,11 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert run([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert "Usage:" in text
-    if name not in ("data", "demo", "scenario", "steps"):
+    if name not in ("data", "demo", "device", "scenario", "steps"):
         assert f"edge-ilseg {name} " in text
 
 
-@pytest.mark.parametrize("words", [("data", "inspect"), ("scenario", "run"), ("scenario", "show")])
+@pytest.mark.parametrize("words", [("data", "inspect"), ("device", "facts"), ("scenario", "run"), ("scenario", "show")])
 def test_every_command_of_a_group_has_help_with_an_example(
     words: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -274,10 +274,23 @@ def test_the_budget_of_a_request_stops_an_export(chain: list[Path], tmp_path: Pa
 def test_int8_of_other_bits_than_the_parents_is_refused_under_a_frozen_encoder(
     chain: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match="its int8 form is not the parent's") as raised:
+    with pytest.raises(ExportError, match="its int8 weights would not be the parent's") as raised:
         export_grown(tmp_path / "out", *ADDED[:1], parent=chain[0], reduce_range=False, max_old_drop_points=None)
-    assert "the same --profile" in str(raised.value.hint)
+    assert "--profile" in str(raised.value.hint)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_of_the_encoder_that_the_parent_keeps_in_float_stay_in_float(tmp_path: Path) -> None:
+    kept = ("encoder.stages.0.0", "decoder.projection")
+    export_grown(tmp_path / "base", float_layers=kept)
+    manifest = export_grown(tmp_path / "child", *ADDED[:1], parent=tmp_path / "base", max_old_drop_points=None)
+    (entry,) = manifest.models
+    assert entry.calibration is not None
+    assert entry.calibration.float_layers
+    assert all(name.startswith("encoder.stages.0.0") for name in entry.calibration.float_layers)
+    assert manifest.int8 is not None
+    (row,) = manifest.int8.delta
+    assert (row.encoder_changed_bytes, row.encoder_output_identical) == (0, True)
 
 
 def test_the_fixture_keeps_its_old_classes_and_shows_its_new_ones(chain: list[Path]) -> None:

@@ -34,7 +34,8 @@ def test_the_demo_runs_from_data_to_verdicts(tmp_path: Path, capsys: pytest.Capt
     assert {row.images for row in manifest.int8.attempts[0].rows} >= {"images at hand", "labelled images"}
     assert [row.runtime for row in manifest.int8.delta] == ["onnxruntime", "openvino"]
     base = folder / "bundles" / "00-base"
-    assert run(["verify", str(bundle), "--data", "shapes:", "--against", str(base), "--limit", "5", "--json"]) in (0, 1)
+    verify = ["verify", str(bundle), "--data", "shapes:", "--against", str(base), "--limit", "5", "--json"]
+    assert run(verify) in (0, 1, 4)
     assert run(["demo", str(folder), *few]) == 3
     assert "workspace already" in capsys.readouterr().err
 

@@ -28,7 +28,17 @@ DEVICE_HALF = sorted(
         ),
         *(
             ROOT / f"edge_ilseg/{name}.py"
-            for name in ("progress", "scenario", "cli/verify", "cli/__init__", "cli/progress_bar")
+            for name in (
+                "progress",
+                "scenario",
+                "cli/verify",
+                "cli/verify_remote",
+                "cli/predict",
+                "cli/bench",
+                "cli/device",
+                "cli/__init__",
+                "cli/progress_bar",
+            )
         ),
         *(ROOT / "devices").glob("*.py"),
         *(ROOT / "edge_ilseg/data").glob("*.py"),

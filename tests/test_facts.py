@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -119,3 +121,17 @@ def test_peak_memory_never_falls_and_counts_what_is_held() -> None:
     assert after_mib >= before_mib
     assert 10 < after_mib < 1 << 20
     assert held.nbytes / (1 << 20) < after_mib
+
+
+def test_peak_memory_is_that_of_this_program_and_not_of_the_one_that_started_it() -> None:
+    held = np.ones((1 << 20) * 300, np.uint8)  # a child inherits the peak that getrusage tells
+    code = "from edge_ilseg.devices.facts import read_peak_rss_mib as peak; print(peak())"
+    child_mib = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    assert child_mib < held.nbytes / (1 << 20)
+
+
+def test_memory_is_asked_from_the_system_where_the_kernel_has_no_such_file(tmp_path: Path) -> None:
+    assert read_peak_rss_mib(proc=tmp_path) == pytest.approx(read_peak_rss_mib(), abs=4096)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t     10 kB\n")
+    assert read_peak_rss_mib(proc=tmp_path) == 2.0

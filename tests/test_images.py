@@ -48,11 +48,12 @@ def test_an_rgb_image_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_exif_orientation_is_applied_to_image_and_size(tmp_path: Path, orientation: int) -> None:
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_the_exif_orientation_is_applied_to_image_and_size(tmp_path: Path, orientation: int, suffix: str) -> None:
     stored = Image.fromarray(gradient())
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = save(tmp_path / "a.png", stored, exif=exif)
+    path = save(tmp_path / f"a.{suffix}", stored, exif=exif, lossless=True)
     upright = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],

@@ -114,6 +114,15 @@ def parent(base: Path) -> ParentBundle:
     return load_parent(base, step_entry(1))
 
 
+def test_where_nearly_all_is_kept_in_float_the_ladder_still_ends_with_weights_only(
+    make: Maker, wide_at_the_end: ParentBundle
+) -> None:
+    nearly_all = ("encoder", "decoder.branches", "decoder.pooling", "decoder.projection")
+    with pytest.raises(ExportError, match="whatever was tried") as raised:
+        make(1, wide_at_the_end, max_old_drop_points=IMPOSSIBLE, float_layers=nearly_all)
+    assert "weights-only" in str(raised.value.found)
+
+
 def stretched(base: Path, factory: pytest.TempPathFactory, factor: float, prefix: str) -> ParentBundle:
     return load_parent(stretch_ranges(base, factory.mktemp("stretched") / "b", factor, (prefix,)), step_entry(1))
 

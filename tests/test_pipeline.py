@@ -289,8 +289,16 @@ def test_a_step_becomes_a_bundle_that_is_whole(workspace: Workspace, tmp_path: P
     at_hand, _, scored = manifest.int8.attempts[-1].rows[:3]
     assert (at_hand.images, at_hand.count) == ("images at hand", len(record.data.image_ids))
     assert (scored.images, scored.count) == ("labelled images", 6)
-    assert manifest.int8.carried > 10
+    assert encoder_origins(out) == {"carried"}
     assert [row.encoder_changed_bytes for row in manifest.int8.delta] == [0, 0]
+
+
+def encoder_origins(bundle: Path) -> set[str]:
+    """Where the ranges of the encoder's tensors come from."""
+    from edge_ilseg.calibration.ranges import read_ranges
+
+    tensors = read_ranges(bundle / "ranges.json").tensors
+    return {item.origin for name, item in tensors.items() if name.startswith("encoder.")}
 
 
 def fast(**changes: object) -> ExportRequest:
@@ -316,7 +324,8 @@ def test_int8_of_a_later_step_is_refused_until_its_parent_was_exported(workspace
         workspace, record, fast(max_old_drop_points=None), out, calibration_count=4, parent=elsewhere
     )
     assert manifest.int8 is not None
-    assert manifest.int8.carried > 10
+    assert encoder_origins(elsewhere) == {"measured"}
+    assert encoder_origins(out) == {"carried"}
 
 
 def test_the_parents_bundle_must_be_whole_and_the_parents(workspace: Workspace, tmp_path: Path) -> None:
@@ -347,6 +356,19 @@ def test_weights_alone_need_neither_the_parents_bundle_nor_the_steps_images(
     assert "ranges.json" not in manifest.files
     assert manifest.int8 is not None
     assert [row.images for row in manifest.int8.attempts[0].rows] == ["labelled images"]
+
+
+def test_a_damaged_bundle_of_the_parent_is_in_nobodys_way_without_int8(workspace: Workspace, tmp_path: Path) -> None:
+    from edge_ilseg.export.request import ExportRequest
+
+    record = step(workspace, "star")
+    usual = workspace.bundle_folder("00-base")
+    usual.mkdir(parents=True)
+    (usual / "manifest.json").write_text("{")
+    request = ExportRequest(targets=("onnx",), precisions=("fp32",), golden_count=1)
+    assert export_step(workspace, record, request, tmp_path / "b").int8 is None
+    with pytest.raises(BundleError):
+        export_step(workspace, record, ExportRequest(precisions=("int8",)), tmp_path / "c", calibration_count=2)
 
 
 def test_export_says_where_to_look_when_the_steps_images_are_gone(workspace: Workspace, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "steps": ("edge_ilseg.cli.workspace", "steps", "List the steps of a workspace."),
     "export": ("edge_ilseg.cli.export", "export", "Make a bundle: ONNX and OpenVINO, fp32, fp16 and int8."),
     "verify": ("edge_ilseg.cli.verify", "verify", "Judge a bundle on this device, without torch."),
+    "bench": ("edge_ilseg.cli.bench", "bench", "Measure the models of bundles on this device, in turns."),
+    "predict": ("edge_ilseg.cli.predict", "predict", "Run a bundle on images: masks and overlays to look at."),
     "device": ("edge_ilseg.cli.device", "device", "This device: what it is, and which profile fits it."),
     "demo": ("edge_ilseg.cli.demo", "demo", "The whole way on generated images, in minutes."),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_ilseg.cli.options import data_option_option, json_option, parse_data_options, parse_data_text
+from edge_ilseg.cli.verify_remote import remote_options, verify_remotely
 from edge_ilseg.errors import ConfigError, EdgeIlsegError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ DEFAULT_SPLITS = ("test", "val")
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--data", "data_text", metavar="KIND:ROOT", help="Labelled images: msrc:DIR, voc:DIR, folder:DIR, shapes:."
+    "--data", "data_text", metavar="KIND:ROOT", help="Labelled images: msrc:DIR, voc:DIR, folder:DIR, shapes."
 )
 @data_option_option
 @click.option(
@@ -52,6 +53,7 @@ DEFAULT_SPLITS = ("test", "val")
     "--min-golden-agreement", type=float, help="Share of golden pixels; 0.999, or 0.99 for int8, if left out."
 )
 @click.option("--max-bad-images", type=click.IntRange(min=0), help="Images that may be left out.  [0]")
+@remote_options
 @json_option
 @click.pass_context
 def verify(
@@ -78,6 +80,10 @@ def verify(
     max_model_mib: float | None,
     min_golden_agreement: float | None,
     max_bad_images: int | None,
+    on: tuple[str, ...],
+    ssh_option_items: tuple[str, ...],
+    remote_pythons: tuple[str, ...],
+    remote_folders: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Judge BUNDLE on this device: is it whole, does it compute what it should, and what has it forgotten?
@@ -93,6 +99,7 @@ def verify(
     edge-ilseg verify boat.bundle --data folder:DATA --against base.bundle --max-old-drop 1 --max-class-drop 5 --json
     edge-ilseg verify boat.bundle --against base.bundle --images /var/camera --profile raspberry-pi-5
     edge-ilseg verify boat.bundle --runtime openvino --precision fp32 --max-latency-ms 40 --threads 2
+    edge-ilseg verify boat.bundle --on ssh://pi@camera-1 --on ssh://pi@camera-2 --remote-python venv/bin/python
 
     \b
     exit code 0   passed
@@ -114,30 +121,32 @@ def verify(
         raise ConfigError(
             "--split, --limit and --data-option choose among images, and none are given", hint="add --data KIND:ROOT"
         )
+    limits = {
+        "min_golden_agreement": min_golden_agreement,
+        "max_old_miou_drop_pct": max_old_drop,
+        "max_class_drop_pct": max_class_drop,
+        "min_new_miou_pct": min_new_iou,
+        "min_agreement_pct": min_agreement,
+        "max_moved_pct": max_moved,
+        "max_latency_p95_ms": max_latency_ms,
+        "max_rss_mib": max_rss_mib,
+        "max_model_mib": max_model_mib,
+        "max_bad_images": max_bad_images,
+    }
+    dataset = None if data_text is None else _open_images(data_text, data_option_items)
+    if dataset is not None and split is None:
+        split = default_split(dataset.info.splits, _expected_data(bundle))
+        click.echo(f"split: {split} of {data_text}", err=True)
+    if on or ssh_option_items or remote_pythons or remote_folders:
+        ctx.exit(verify_remotely(ctx, dataset, split, limits))
     request = VerifyRequest(runtime=runtime, precision=precision, threads=threads, latency_runs=latency_runs)
     request = with_profile(
         msgspec.structs.replace(request, split=split or "test", max_images=max_images),
         profile_name,
-        {
-            "min_golden_agreement": min_golden_agreement,
-            "max_old_miou_drop_pct": max_old_drop,
-            "max_class_drop_pct": max_class_drop,
-            "min_new_miou_pct": min_new_iou,
-            "min_agreement_pct": min_agreement,
-            "max_moved_pct": max_moved,
-            "max_latency_p95_ms": max_latency_ms,
-            "max_rss_mib": max_rss_mib,
-            "max_model_mib": max_model_mib,
-            "max_bad_images": max_bad_images,
-        },
+        limits,
         bundle,
         measurable=Measurable(data_text is not None, against is not None, images is not None),
     )
-    dataset = None if data_text is None else _open_images(data_text, data_option_items)
-    if dataset is not None and split is None:
-        split = default_split(dataset.info.splits, _expected_data(bundle))
-        request = msgspec.structs.replace(request, split=split)
-        click.echo(f"split: {split} of {data_text}", err=True)
     with progress_bar("verify") as progress:
         report = verify_bundle(bundle, request, against=against, dataset=dataset, unlabelled=images, progress=progress)
     if as_json:

@@ -1,0 +1,326 @@
+"""Models side by side on this device: start, latency, throughput, processor time, memory.
+
+1. A bundle is hashed before anything of it is run; a bundle that is not whole ends the run before it begins.
+2. Every model runs in processes of its own (`edge_ilseg.devices.bench_child`): one lives through all rounds, for the
+   warm runs and the peak memory; a round begins with a fresh one, for the start. In the first they are the same.
+3. Models take turns, round by round, A B C A B C: a device that grows hot or busy does so for all of them.
+4. The input is the bundle's first golden image, at the size of the model: decoding and resizing are not measured.
+5. A cold start is everything from just before the process is made to its first mask, the import of the runtime
+   included: that is what a device waits for after it was switched on. The files are in the system's cache by then.
+6. A model that fails is reported with its reason and takes no more turns; the others go on.
+7. A model of a runtime that is not installed is left out and named, unless that runtime was asked for.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+import edge_ilseg
+from edge_ilseg.bundle import Manifest, ModelEntry, Precision, Runtime, check_files, read_manifest
+from edge_ilseg.devices.bench_child import Answer, Failed, Load, Loaded, Measure, Measured, Request
+from edge_ilseg.devices.bench_report import (
+    FORMAT_VERSION,
+    BenchReport,
+    ModelBench,
+    RoundSample,
+    Settings,
+    Skipped,
+    StartSample,
+    exit_code_of,
+    summarize,
+)
+from edge_ilseg.devices.facts import read_device_facts
+from edge_ilseg.devices.runtime import installed_runtimes
+from edge_ilseg.devices.verify_report import BundleFacts
+from edge_ilseg.errors import BundleError, EdgeIlsegError, check_extra
+from edge_ilseg.progress import ProgressCallback, no_progress
+
+WARM_UP_RUNS = 3
+DEFAULT_ROUNDS, DEFAULT_RUNS = 5, 30
+GOODBYE_S = 5.0
+"""How long a process may take to end by itself."""
+START = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import edge_ilseg
+del sys.path[0]
+from edge_ilseg.devices.bench_child import main
+main()
+"""
+"""Like `-m`, with the very package that runs here, and without the current folder among the places of modules."""
+
+A = TypeVar("A", bound=Answer)
+
+
+class Candidate(NamedTuple):
+    """A model that is to be measured."""
+
+    folder: Path
+    manifest: Manifest
+    entry: ModelEntry
+
+
+def bench_bundles(
+    folders: Sequence[Path],
+    *,
+    runtime: Runtime | None = None,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    rounds: int = DEFAULT_ROUNDS,
+    runs: int = DEFAULT_RUNS,
+    progress: ProgressCallback = no_progress,
+) -> BenchReport:
+    """Measure the models of bundles (rules 1 to 7).
+
+    Args:
+        folders: the bundles. One that is named twice is measured twice: the two tell what a difference is worth.
+        runtime: only models for it; `None` takes those for every runtime that is installed.
+        precision: only models in it; `None` takes all.
+        threads: how many threads a runtime may use; `None` leaves the choice to it.
+        rounds: how many turns each model has, at least 1.
+        runs: timed runs in a turn, at least 1.
+        progress: told what is being done.
+
+    Raises:
+        BundleError: a bundle is not whole, or has no model of those that were asked for.
+        MissingPackageError: the runtime that was asked for, or every one, is not installed.
+        ValueError: `rounds` or `runs` is below 1.
+    """
+    if rounds < 1 or runs < 1:
+        raise ValueError("rounds and runs are at least 1")
+    candidates: list[Candidate] = []
+    for folder in folders:
+        progress("checking files", 0.0)
+        candidates += find_models(folder, runtime, precision)
+    candidates, skipped = leave_out_missing(candidates, runtime)
+    settings = Settings(rounds=rounds, runs=runs, warm_up_runs=WARM_UP_RUNS, threads=threads)
+    before, start_s = read_device_facts(), time.monotonic()
+    with ExitStack() as stack:
+        measuring = [stack.enter_context(_Measuring(candidate, settings)) for candidate in candidates]
+        for number in range(rounds):
+            for turn, model in enumerate(measuring):
+                share = (number * len(measuring) + turn) / (rounds * len(measuring))
+                entry = model.candidate.entry
+                progress(f"measuring, round {number + 1} of {rounds}: {entry.runtime} {entry.precision}", share)
+                model.take_turn()
+        models = tuple(model.result() for model in measuring)
+    return BenchReport(
+        format="edge-ilseg-bench-report",
+        format_version=FORMAT_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.monotonic() - start_s,
+        exit_code=exit_code_of(models),
+        settings=settings,
+        models=models,
+        skipped=skipped,
+        device_before=before,
+        device_after=read_device_facts(),
+    )
+
+
+def find_models(folder: Path, runtime: Runtime | None, precision: Precision | None) -> list[Candidate]:
+    """The models of a whole bundle that were asked for (rule 1).
+
+    Raises:
+        BundleError: the bundle is not whole, or has no such model.
+    """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    found = [
+        Candidate(folder, manifest, entry)
+        for entry in manifest.models
+        if runtime in (None, entry.runtime) and precision in (None, entry.precision)
+    ]
+    if not found:
+        raise BundleError(
+            "the bundle has no such model",
+            where=folder,
+            found=", ".join(f"{entry.runtime}/{entry.precision}" for entry in manifest.models) or "no model at all",
+            expected=f"{runtime or 'any runtime'}/{precision or 'any precision'}",
+            hint="leave --runtime or --precision out, or export such a model",
+        )
+    return found
+
+
+def leave_out_missing(
+    candidates: Sequence[Candidate], runtime: Runtime | None
+) -> tuple[list[Candidate], tuple[Skipped, ...]]:
+    """Part the models that can run here from those whose runtime is not installed (rule 7).
+
+    Raises:
+        MissingPackageError: the runtime that was asked for, or every one, is not installed.
+    """
+    installed = installed_runtimes()
+    kept = [item for item in candidates if item.entry.runtime in installed]
+    if not kept:
+        wanted = runtime or candidates[0].entry.runtime
+        check_extra(wanted, [wanted], f"a model for {wanted}")
+    skipped = tuple(
+        Skipped(
+            folder=str(item.folder),
+            runtime=item.entry.runtime,
+            precision=item.entry.precision,
+            reason=f"{item.entry.runtime} is not installed: pip install 'edge-ilseg[{item.entry.runtime}]'",
+        )
+        for item in candidates
+        if item.entry.runtime not in installed
+    )
+    return kept, skipped
+
+
+class _Child:
+    """A process with one model. It ends when the context is left, whatever it is doing."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-P", "-c", START, str(Path(edge_ilseg.__file__).parents[1])]
+        self.started_ns = time.monotonic_ns()
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            )
+        except OSError as error:
+            self._errors.close()
+            raise EdgeIlsegError("a process for a model cannot be made", where=label, found=error.strerror) from error
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The end of its input ends it; one that computes on is killed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(GOODBYE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def ask(self, request: Request, kind: type[A]) -> A:
+        """Send a request and wait for its answer, which is of `kind`.
+
+        Raises:
+            EdgeIlsegError: the model cannot be run, or the process has ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it has ended: no answer will come
+            self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._ended()
+        answer = msgspec.json.decode(line, type=Answer)
+        if isinstance(answer, Failed):
+            raise EdgeIlsegError(answer.reason)
+        assert isinstance(answer, kind)
+        return answer
+
+    def _ended(self) -> EdgeIlsegError:
+        status = self._process.wait()
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        return EdgeIlsegError(
+            "the process of a model has ended",
+            where=self._label,
+            found=f"exit status {status}: {last[0]}",
+            hint="a negative status is a signal: -9 usually means that the memory was not enough",
+        )
+
+
+class _Measuring:
+    """One model on its way through the rounds: its process, and what was measured so far."""
+
+    def __init__(self, candidate: Candidate, settings: Settings) -> None:
+        self.candidate = candidate
+        entry = candidate.entry
+        self._settings = settings
+        self._label = f"{candidate.folder} {entry.runtime} {entry.precision}"
+        self._request = Load(str(candidate.folder), entry.runtime, entry.precision, settings.threads)
+        self._stack = ExitStack()
+        self._child: _Child | None = None
+        self._loaded: Loaded | None = None
+        self._starts: list[StartSample] = []
+        self._rounds: list[RoundSample] = []
+        self._peak_rss_mib: float | None = None
+        self._error: str | None = None
+
+    def __enter__(self) -> _Measuring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def take_turn(self) -> None:
+        """One start and one round of warm runs, unless the model has failed before (rules 2 and 6)."""
+        if self._error is not None:
+            return
+        try:
+            if self._child is None:
+                self._child = self._stack.enter_context(_Child(self._label))
+                self._loaded = self._start(self._child)
+            else:
+                with _Child(self._label) as fresh:
+                    self._start(fresh)
+            request = Measure(self._settings.warm_up_runs, self._settings.runs)
+            measured = self._child.ask(request, Measured)
+        except EdgeIlsegError as error:
+            self._error = error.one_line()
+            self._stack.close()
+            return
+        self._rounds.append(measured.sample)
+        self._peak_rss_mib = measured.peak_rss_mib
+
+    def _start(self, child: _Child) -> Loaded:
+        loaded = child.ask(self._request, Loaded)
+        self._starts.append(
+            StartSample(
+                process_ms=(loaded.ready_ns - child.started_ns) / 1e6,
+                import_ms=(loaded.imported_ns - loaded.ready_ns) / 1e6,
+                load_ms=(loaded.loaded_ns - loaded.imported_ns) / 1e6,
+                first_frame_ms=(loaded.first_mask_ns - loaded.loaded_ns) / 1e6,
+            )
+        )
+        return loaded
+
+    def result(self) -> ModelBench:
+        """What was measured."""
+        folder, manifest, entry = self.candidate
+        loaded = self._loaded
+        return ModelBench(
+            bundle=BundleFacts(
+                folder=str(folder),
+                bundle_id=manifest.bundle_id,
+                step_name=manifest.step.name,
+                step_index=manifest.step.index,
+                step_id=manifest.step.id,
+            ),
+            runtime=entry.runtime,
+            precision=entry.precision,
+            model_bytes=sum(manifest.files[name].bytes for name in entry.files),
+            input_height_px=manifest.preprocessing.height_px,
+            input_width_px=manifest.preprocessing.width_px,
+            runtime_version=loaded.runtime_version if loaded else None,
+            executed_precisions=loaded.executed_precisions if loaded else None,
+            golden_agreement=loaded.golden_agreement if loaded else None,
+            starts=tuple(self._starts),
+            rounds=tuple(self._rounds),
+            peak_rss_mib=self._peak_rss_mib,
+            summary=summarize(self._starts, self._rounds) if self._error is None else None,
+            error=self._error,
+        )
