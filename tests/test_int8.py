@@ -119,7 +119,7 @@ def test_where_nearly_all_is_kept_in_float_the_ladder_still_ends_with_weights_on
 ) -> None:
     nearly_all = ("encoder", "decoder.branches", "decoder.pooling", "decoder.projection")
     with pytest.raises(ExportError, match="whatever was tried") as raised:
-        make(1, wide_at_the_end, max_old_drop_points=IMPOSSIBLE, float_layers=nearly_all)
+        make(1, wide_at_the_end, images=images_at_hand(), max_old_drop_points=IMPOSSIBLE, float_layers=nearly_all)
     assert "weights-only" in str(raised.value.found)
 
 
