@@ -111,7 +111,9 @@ class Session:
         return np.ascontiguousarray(image_HWC)[np.newaxis]
 
 
-def load_session(bundle_folder: Path, entry: ModelEntry, *, threads: int | None = None) -> Session:
+def load_session(
+    bundle_folder: Path, entry: ModelEntry, *, threads: int | None = None, simulated: bool = False
+) -> Session:
     """Load one model of a bundle.
 
     Args:
@@ -119,6 +121,7 @@ def load_session(bundle_folder: Path, entry: ModelEntry, *, threads: int | None 
             (`edge_ilseg.bundle.check_files`).
         entry: which model.
         threads: how many threads the runtime may use; `None` leaves the choice to the runtime.
+        simulated: compute int8 in float, as scales and zero points say, without integer kernels.
 
     Raises:
         MissingPackageError: the runtime is not installed, or does not start.
@@ -127,7 +130,7 @@ def load_session(bundle_folder: Path, entry: ModelEntry, *, threads: int | None 
     path = bundle_folder / entry.files[0]
     if not path.is_file():
         raise BundleError("a model file is missing", where=path, hint="copy or export the bundle again")
-    return Session(RUNTIMES[entry.runtime](path, threads), entry, path)
+    return Session(RUNTIMES[entry.runtime](path, threads, simulated), entry, path)
 
 
 def check_fit(session: Session, manifest: Manifest, *, where: object = None) -> None:
@@ -237,8 +240,8 @@ def _check_outputs(outputs: Mapping[str, Port], entry: ModelEntry, height_px: in
             )
 
 
-def _open_in_onnxruntime(path: Path, threads: int | None) -> Opened:
-    """Open a model on onnxruntime's CPU provider."""
+def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool) -> Opened:
+    """Open a model on onnxruntime's CPU provider; simulated: without graph optimizations."""
     ort: Any = _import_runtime("onnxruntime")
     failures = _onnxruntime_errors()
     options = ort.SessionOptions()
@@ -246,6 +249,8 @@ def _open_in_onnxruntime(path: Path, threads: int | None) -> Opened:
     options.inter_op_num_threads = 1
     if threads is not None:
         options.intra_op_num_threads = threads
+    if simulated:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except failures as error:
@@ -267,8 +272,8 @@ def _open_in_onnxruntime(path: Path, threads: int | None) -> Opened:
     )
 
 
-def _open_in_openvino(path: Path, threads: int | None) -> Opened:
-    """Open a model on OpenVINO's CPU device, compiled for latency."""
+def _open_in_openvino(path: Path, threads: int | None, simulated: bool) -> Opened:
+    """Open a model on OpenVINO's CPU device, compiled for latency; simulated: without low-precision transformations."""
     openvino: Any = _import_runtime("openvino")
     with path.open("rb") as file:
         if file.read(len(IR_START)) != IR_START:  # OpenVINO would try its readers of other formats, which print
@@ -276,6 +281,8 @@ def _open_in_openvino(path: Path, threads: int | None) -> Opened:
     settings: dict[str, Any] = dict(OPENVINO_SETTINGS)
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
+    if simulated:
+        settings["LP_TRANSFORMS_MODE"] = False  # not documented: a version that does not know it refuses
     try:
         core = openvino_core()
         compiled = core.compile_model(core.read_model(path), "CPU", settings)
@@ -300,7 +307,7 @@ def _open_in_openvino(path: Path, threads: int | None) -> Opened:
     )
 
 
-RUNTIMES: dict[Runtime, Callable[[Path, int | None], Opened]] = {
+RUNTIMES: dict[Runtime, Callable[[Path, int | None, bool], Opened]] = {
     "onnxruntime": _open_in_onnxruntime,
     "openvino": _open_in_openvino,
 }

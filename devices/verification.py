@@ -24,6 +24,7 @@ from edge_ilseg.devices.agreement import compare_unlabelled, find_images
 from edge_ilseg.devices.bootstrap import Interval, bootstrap_intervals, old_drops
 from edge_ilseg.devices.evaluation import Evaluation, evaluate_session, pair_counts
 from edge_ilseg.devices.facts import read_device_facts
+from edge_ilseg.devices.golden_loss import split_golden_loss
 from edge_ilseg.devices.loaded_bundle import LoadedBundle, choose_model, load_bundle
 from edge_ilseg.devices.memory import measure_peak_rss_mib
 from edge_ilseg.devices.runtime import Session
@@ -136,7 +137,7 @@ def verify_bundle(
     model = _model_facts(loaded, request.threads)
     report = msgspec.structs.replace(report, model=model)
     checks.append(Check("fit", "passed", _fit_detail(model, loaded, parent)))
-    checks += _check_outputs(loaded, parent, limits, progress)
+    checks += _check_outputs(loaded, parent, limits, request.threads, progress)
     report, found = _check_images(report, loaded, parent, dataset, unlabelled, names, request, progress)
     checks += found
     report, found = _check_resources(report, loaded, model, request, progress)
@@ -243,13 +244,13 @@ def _read_whole_bundle(folder: Path, progress: ProgressCallback) -> Manifest:
 
 
 def _check_outputs(
-    loaded: LoadedBundle, parent: LoadedBundle | None, limits: Limits, progress: ProgressCallback
+    loaded: LoadedBundle, parent: LoadedBundle | None, limits: Limits, threads: int | None, progress: ProgressCallback
 ) -> list[Check]:
     """Compare what the models give here with what they gave at the export.
 
     The parent too: on a device where it does not compute what it should, its mIoU is too low a bar.
     """
-    checks = [_compare_golden("golden outputs", loaded, limits, progress)]
+    checks = [_compare_golden("golden outputs", loaded, limits, threads, progress)]
     if parent is None:
         reason = "no parent bundle to compare with"
         alone = (
@@ -259,12 +260,14 @@ def _check_outputs(
         return [*checks, *alone]
     return [
         *checks,
-        _compare_golden("parent's golden outputs", parent, limits, progress),
+        _compare_golden("parent's golden outputs", parent, limits, threads, progress),
         judge_encoder(loaded.manifest, loaded.entry, parent.manifest, parent.entry),
     ]
 
 
-def _compare_golden(name: CheckName, loaded: LoadedBundle, limits: Limits, progress: ProgressCallback) -> Check:
+def _compare_golden(
+    name: CheckName, loaded: LoadedBundle, limits: Limits, threads: int | None, progress: ProgressCallback
+) -> Check:
     agreements = []
     try:
         for image_HWC, golden_HW in zip(loaded.golden_images_NHWC, loaded.golden_masks_NHW, strict=True):
@@ -272,7 +275,14 @@ def _compare_golden(name: CheckName, loaded: LoadedBundle, limits: Limits, progr
             progress(name, len(agreements) / len(loaded.golden_images_NHWC))
     except EdgeIlsegError as error:
         return failed_by(name, error)
-    return judge_golden(name, agreements, loaded.entry.precision, limits.min_golden_agreement)
+    check = judge_golden(name, agreements, loaded.entry.precision, limits.min_golden_agreement)
+    if loaded.entry.precision != "int8" or min(agreements) == 1.0:
+        return check
+    try:
+        losses = split_golden_loss(loaded, threads)
+    except EdgeIlsegError as error:
+        losses = error.one_line()
+    return msgspec.structs.replace(check, detail=f"{check.detail}; {losses}")
 
 
 def _score(

@@ -1,0 +1,64 @@
+"""Golden masks that changed: how much the quantization costs, and how much the kernels of this device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import export_grown
+
+from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
+from edge_ilseg.devices.golden_loss import split_golden_loss
+from edge_ilseg.devices.loaded_bundle import load_bundle
+from edge_ilseg.devices.runtime import load_session
+from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "b"
+    export_grown(folder, targets=("onnx", "openvino"), precisions=("int8", "fp32"))
+    return folder
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_two_losses_are_those_of_a_plain_comparison(bundle: Path, runtime: Runtime) -> None:
+    manifest = read_manifest(bundle)
+    loaded = load_bundle(bundle, manifest, runtime, "int8", 1)
+    sessions = {
+        "real": loaded.session,
+        "simulated": load_session(bundle, loaded.entry, threads=1, simulated=True),
+        "fp32": load_session(bundle, manifest.model(runtime, "fp32"), threads=1),
+    }
+    masks = {
+        name: np.stack([session.mask(np.array(image)) for image in loaded.golden_images_NHWC])
+        for name, session in sessions.items()
+    }
+    kernels = (masks["real"] != masks["simulated"]).mean()
+    quantization = (masks["simulated"] != masks["fp32"]).mean()
+    assert split_golden_loss(loaded, 1) == (
+        f"kernels of this device: {kernels:.2%} of the pixels against simulated int8; "
+        f"quantization: {quantization:.2%} against fp32"
+    )
+    assert quantization > 0
+
+
+def test_a_changed_golden_mask_is_told_with_both_losses(bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(bundle)
+    copy = tmp_path / "b"
+    copy.mkdir()
+    for name in manifest.files:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((bundle / name).read_bytes())
+    golden = copy / manifest.model("onnxruntime", "int8").golden_masks
+    masks_NHW = np.load(golden)
+    masks_NHW[0, 0, 0] = (masks_NHW[0, 0, 0] + 1) % 2
+    np.save(golden, masks_NHW)
+    write_manifest(copy, manifest)
+    check = verify_bundle(copy, VerifyRequest(runtime="onnxruntime", latency_runs=1, threads=1)).check("golden outputs")
+    assert check.verdict == "passed"
+    assert "kernels of this device" in check.detail
+    assert "quantization" in check.detail
+    whole = verify_bundle(bundle, VerifyRequest(runtime="onnxruntime", latency_runs=1, threads=1))
+    assert "kernels" not in whole.check("golden outputs").detail
