@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from edge_ilseg.devices.evaluation import check_channels
 from edge_ilseg.devices.loaded_bundle import LoadedBundle
 from edge_ilseg.devices.runtime import Session
+from edge_ilseg.devices.sources import shown_path
 from edge_ilseg.devices.stream import stream
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.errors import DataError
@@ -33,7 +35,7 @@ CONFIDENT = 0.9
 
 
 def find_images(folder: Path) -> tuple[str, ...]:
-    """Names of the images in a folder and below it, relative to it, sorted.
+    """Names of the images in a folder and below it, relative to it, sorted; hidden files and folders are left out.
 
     Raises:
         DataError: the folder is missing, or holds no image.
@@ -43,7 +45,9 @@ def find_images(folder: Path) -> tuple[str, ...]:
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
     if not names:
         endings = ", ".join(IMAGE_SUFFIXES)
@@ -77,7 +81,7 @@ def compare_unlabelled(
     results = stream(loaded.session, names, lambda name: _read(folder / name, parent.session))
     for done, item in enumerate(results, start=1):
         if item.error is not None:
-            bad_images.append((item.image_id, item.error.one_line()))
+            bad_images.append((shown_path(Path(item.image_id)), shown_path(Path(item.error.one_line()))))
         elif item.mask_HW is not None and item.extra is not None:
             check_channels(item.mask_HW, count)
             parent_mask_HW = parent.session.mask(item.extra)
@@ -94,7 +98,7 @@ def compare_unlabelled(
         folder=str(folder),
         images_asked=len(names),
         images_counted=len(names) - len(bad_images),
-        image_names_sha256=sha256_bytes("\n".join(names).encode()),
+        image_names_sha256=sha256_bytes(os.fsencode("\n".join(names))),
         bad_images=tuple(bad_images),
         classes=classes,
         agreement=float(np.mean(known)) if known else None,

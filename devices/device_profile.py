@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import INT8_FLAGS, DeviceFacts
@@ -27,8 +30,8 @@ MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}
 class InputSize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The largest input that a model should have on this device, pixels."""
 
-    width_px: int
-    height_px: int
+    width_px: Annotated[int, Meta(ge=1)]
+    height_px: Annotated[int, Meta(ge=1)]
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,11 +42,11 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As Linux gives it: `x86_64`, `aarch64`."""
     int8_flags: tuple[str, ...]
     """Those that every device of this kind has."""
-    runtimes: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+    runtimes: Annotated[tuple[Runtime, ...], Meta(min_length=1)] = ("onnxruntime", "openvino")
     """In the order of preference."""
-    precisions: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+    precisions: Annotated[tuple[Precision, ...], Meta(min_length=1)] = ("int8", "fp32", "fp16")
     """In the order of preference."""
-    threads: int | None = None
+    threads: Annotated[int, Meta(ge=1)] | None = None
     """Of the runtime; None leaves the choice to it."""
     input_size: InputSize | None = None
     limits: Limits = Limits()
@@ -133,7 +136,8 @@ def propose_profile(facts: DeviceFacts) -> str | None:
         if misfits(profile, facts):
             continue
         is_generic = name.startswith(("x86-", "generic-"))
-        is_named = all(word in (facts.processor or "").lower() for word in name.split("-") if word != "intel")
+        words = re.split(r"[^a-z0-9.]+", (facts.processor or "").lower())
+        is_named = all(word in words for word in name.split("-") if word != "intel")
         if is_generic or is_named:
             fitting.append((is_named, len(profile.int8_flags), name))
     return max(fitting)[2] if fitting else None

@@ -96,7 +96,7 @@ def parse_processor(cpuinfo: str) -> str:
     Raises:
         ValueError: the text names no processor.
     """
-    for key in ("model name", "Hardware", "Model", "uarch"):
+    for key in ("model name", "Model", "Hardware", "uarch"):
         if match := re.search(rf"^{key}\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE):
             return match[1].strip()
     raise ValueError("cpuinfo names no processor")

@@ -14,7 +14,7 @@ import numpy as np
 from edge_ilseg.bundle import Precision, Runtime, read_manifest
 from edge_ilseg.devices.facts import read_peak_rss_mib
 from edge_ilseg.devices.loaded_bundle import load_bundle
-from edge_ilseg.errors import BundleError
+from edge_ilseg.errors import BundleError, EdgeIlsegError
 
 TIMEOUT_S = 300
 
@@ -65,4 +65,8 @@ def main(folder: str, runtime: Runtime, precision: Precision, threads: str) -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])  # type: ignore[arg-type]
+    try:
+        main(*sys.argv[1:])  # type: ignore[arg-type]
+    except EdgeIlsegError as error:
+        print(error.one_line(), file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edge_ilseg.devices.verdicts import mean_iou
+from edge_ilseg.devices.class_scores import mean_iou
 from edge_ilseg.devices.verify_report import Check, ClassScore, Scores, VerifyReport
 from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_PARITY, EXIT_PASSED, EXIT_RETENTION, EXIT_UNDECIDED
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision
-from edge_ilseg.devices.bootstrap import Interval
 from edge_ilseg.devices.unlabelled import Unlabelled
 from edge_ilseg.devices.verify_report import (
     CHECKS,
@@ -37,7 +35,6 @@ from edge_ilseg.errors import (
     ConfigError,
     EdgeIlsegError,
 )
-from edge_ilseg.metrics import class_iou, retention_confusion
 
 GOLDEN_AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}
 """Least share of golden pixels that must be the same channel as on the machine of the export.
@@ -155,54 +152,6 @@ def check_parent(manifest: Manifest, parent: Manifest) -> None:
         )
 
 
-def measured_iou(confusion: NDArray[np.int64], old_count: int) -> NDArray[np.float64]:
-    """IoU of each class by the definition in `ClassScore`: float64, K, `nan` for a class that no pixel is truly of."""
-    iou = class_iou(confusion)
-    iou[:old_count] = class_iou(retention_confusion(confusion, old_count))[:old_count]
-    iou[confusion.sum(axis=1) == 0] = np.nan
-    return iou
-
-
-def class_scores(
-    manifest: Manifest,
-    confusion: NDArray[np.int64],
-    parent_confusion: NDArray[np.int64] | None,
-    drops: Sequence[Interval] = (),
-) -> tuple[ClassScore, ...]:
-    """Score every class of a bundle, and its parent on the old ones.
-
-    Args:
-        manifest: the bundle's.
-        confusion: int64, K x K, in the bundle's channels.
-        parent_confusion: the same of the parent, in the bundle's channels too.
-        drops: interval of the drop of each old class, or nothing.
-    """
-    old_count = manifest.old_count
-    iou = measured_iou(confusion, old_count)
-    parent_iou = np.full_like(iou, np.nan)
-    if parent_confusion is not None:
-        parent_iou[:old_count] = measured_iou(parent_confusion, old_count)[:old_count]
-    return tuple(
-        ClassScore(
-            name=entry.name,
-            step=entry.step,
-            is_old=channel < old_count,
-            pixels=int(confusion[channel].sum()),
-            iou=known(iou[channel]),
-            parent_iou=known(parent_iou[channel]),
-            drop_low_pct=known(drops[channel].low) if channel < len(drops) else None,
-            drop_high_pct=known(drops[channel].high) if channel < len(drops) else None,
-        )
-        for channel, entry in enumerate(manifest.classes)
-    )
-
-
-def mean_iou(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are known."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
 def judge_images(scores: Scores, limits: Limits) -> Check:
     """Whether enough of the images could be used."""
     bad = scores.bad_images
@@ -273,7 +222,7 @@ def judge_drop(
         text = f"no interval can be given: too few images show an old class; {detail}"
         return Check(name, "too few images", text, drop_pct, limit, "points", EXIT_UNDECIDED)
     verdict: Verdict = "passed" if high <= limit else "failed" if low > limit else "too few images"
-    if not np.isfinite(drop_pct):
+    if not np.isfinite([drop_pct, limit]).all():
         verdict = "failed"
     text = f"95 % interval {low:.2f} to {high:.2f}; {detail}"
     return Check(name, verdict, text, drop_pct, limit, "points", EXIT_OF[verdict], low, high)
@@ -343,40 +292,42 @@ def judge_encoder(manifest: Manifest, entry: ModelEntry, parent: Manifest, paren
 
 
 def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check]:
-    """Agreement with the parent on images without labels, and the share of old pixels that became new ones."""
+    """Agreement with the parent on images without labels, and the share of old pixels that became new ones.
+
+    A limit that these images cannot measure is broken, not kept: a bundle that calls every old pixel new has no
+    agreement at all.
+    """
     images = f"{found.images_counted} of {found.images_asked} images"
     if found.bad_images:
         images += f"; bad: {found.bad_images[0][0]} ({found.bad_images[0][1]})"
     shown = [item for item in found.classes if item.agreement is not None]
     if found.agreement is None or not shown:
-        reason = f"no pixel of an old class in {images}"
-        return Check("unlabelled agreement", "not checked", reason), Check(
-            "moved to new classes", "not checked", reason
-        )
-    worst = min(shown, key=lambda item: item.agreement or 0.0)
-    agreement = at_least(
-        "unlabelled agreement",
-        100 * found.agreement,
-        limits.min_agreement_pct,
-        "%",
-        f"{images}; least: {worst.name} {_pct(worst.agreement)} %",
-    )
-    gone = max(shown, key=lambda item: item.moved or 0.0)
-    moved = at_most(
-        "moved to new classes",
-        100 * (found.moved or 0.0),
-        limits.max_moved_pct,
-        "%",
-        f"most: {gone.name} {_pct(gone.moved)} % of its pixels",
-    )
-    return agreement, moved
+        reason = f"both models show no pixel of an old class where neither says new: {images}"
+        agreement = _unmeasured("unlabelled agreement", limits.min_agreement_pct, "%", reason)
+    else:
+        worst = min(shown, key=lambda item: item.agreement or 0.0)
+        detail = f"{images}; least: {worst.name} {_pct(worst.agreement)} %"
+        agreement = at_least("unlabelled agreement", 100 * found.agreement, limits.min_agreement_pct, "%", detail)
+    if found.moved is None:
+        reason = f"the parent shows no pixel of an old class: {images}"
+        return agreement, _unmeasured("moved to new classes", limits.max_moved_pct, "%", reason)
+    gone = max(found.classes, key=lambda item: item.moved or 0.0)
+    detail = f"most: {gone.name} {_pct(gone.moved)} % of its pixels"
+    return agreement, at_most("moved to new classes", 100 * found.moved, limits.max_moved_pct, "%", detail)
 
 
 def judge_memory(peak_rss_mib: float | None, limits: Limits) -> Check:
     """The peak of a process that does nothing but run the model."""
     if peak_rss_mib is None:
-        return Check("peak memory", "not checked", "this system does not tell the peak of a process")
+        return _unmeasured("peak memory", limits.max_rss_mib, "MiB", "this system does not tell the peak of a process")
     return at_most("peak memory", peak_rss_mib, limits.max_rss_mib, "MiB", "a process that only runs this model")
+
+
+def _unmeasured(name: CheckName, limit: float | None, unit: str, reason: str) -> Check:
+    """Not checked without a limit; with one it is broken (rule 3 of the report)."""
+    if limit is None:
+        return Check(name, "not checked", reason)
+    return Check(name, "failed", reason, None, limit, unit, EXIT_ARTEFACT)
 
 
 def judge_latency(latencies_ms: Sequence[float], limits: Limits) -> Check:
@@ -389,11 +340,6 @@ def judge_latency(latencies_ms: Sequence[float], limits: Limits) -> Check:
 def judge_size(model_bytes: int, limits: Limits) -> Check:
     """The files of the model that was run."""
     return at_most("model size", model_bytes / (1 << 20), limits.max_model_mib, "MiB", f"{model_bytes} bytes")
-
-
-def known(value: float) -> float | None:
-    """None in place of nan."""
-    return None if np.isnan(value) else float(value)
 
 
 def _pct(share: float | None) -> str:

@@ -22,6 +22,7 @@ from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_ma
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.devices.agreement import compare_unlabelled, find_images
 from edge_ilseg.devices.bootstrap import Interval, bootstrap_intervals, old_drops
+from edge_ilseg.devices.class_scores import class_scores, known, mean_iou
 from edge_ilseg.devices.evaluation import Evaluation, evaluate_session, pair_counts
 from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.golden_loss import split_golden_loss
@@ -31,7 +32,6 @@ from edge_ilseg.devices.runtime import Session
 from edge_ilseg.devices.verdicts import (
     check_limits,
     check_parent,
-    class_scores,
     complete,
     failed_by,
     judge_encoder,
@@ -43,8 +43,6 @@ from edge_ilseg.devices.verdicts import (
     judge_retention,
     judge_size,
     judge_unlabelled,
-    known,
-    mean_iou,
 )
 from edge_ilseg.devices.verify_report import (
     REPORT_FORMAT_VERSION,

@@ -21,12 +21,13 @@ from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
 from edge_ilseg.cli import run
 from edge_ilseg.cli.verify import verify
 from edge_ilseg.data.folder import Folder
+from edge_ilseg.devices.class_scores import class_scores, measured_iou
 from edge_ilseg.devices.evaluation import evaluate_session
 from edge_ilseg.devices.facts import DeviceFacts
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.devices.verdict_table import verdict_table
-from edge_ilseg.devices.verdicts import class_scores, judge_latency, judge_new_classes, judge_retention, measured_iou
+from edge_ilseg.devices.verdicts import judge_latency, judge_new_classes, judge_retention
 from edge_ilseg.devices.verification import VerifyRequest, choose_model, spread, verify_bundle
 from edge_ilseg.devices.verify_report import (
     CHECKS,

@@ -24,6 +24,7 @@ def facts(profile: str | None, as_json: bool) -> None:
     """
     import msgspec
     from rich.table import Table
+    from rich.text import Text
 
     from edge_ilseg.cli.tables import print_table
     from edge_ilseg.devices.device_profile import check_profile_fits, propose_profile, read_profile
@@ -52,5 +53,5 @@ def facts(profile: str | None, as_json: bool) -> None:
         *((package, version or "not installed") for package, version in found.versions.items()),
         ("profile", proposed or "none of ours fits: write one, see docs/profiles.md"),
     ):
-        table.add_row(name, "-" if value is None else str(value))
+        table.add_row(name, Text("-" if value is None else str(value)))
     print_table(table)

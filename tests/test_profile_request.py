@@ -1,0 +1,393 @@
+"""A device profile against a machine, proposed for one, and put to use in a verification."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from bundles import BASE, HEIGHT_PX, WIDTH_PX, write_bundle, write_color_folder, write_family
+
+from edge_ilseg.bundle import Precision, Runtime
+from edge_ilseg.data.folder import Folder
+from edge_ilseg.devices.device_profile import (
+    check_profile_fits,
+    misfits,
+    profile_names,
+    propose_profile,
+    read_profile,
+)
+from edge_ilseg.devices.facts import DeviceFacts, read_device_facts
+from edge_ilseg.devices.profile_request import Measurable, with_profile
+from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
+from edge_ilseg.devices.verify_report import Limits
+from edge_ilseg.errors import BundleError, ConfigError
+
+AVX2 = ("avx2", "fma")
+VNNI = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+A72, A76 = ("asimd",), ("asimd", "asimdhp", "asimddp")
+EVERYTHING = Measurable(has_labels=True, has_parent=True, has_unlabelled=True)
+MODELS: tuple[tuple[Runtime, Precision], ...] = (
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "fp32"),
+)
+
+
+def facts_of(
+    machine: str | None, flags: tuple[str, ...] | None, processor: str | None = None, **missing: str
+) -> DeviceFacts:
+    """A machine of which only this is known."""
+    return DeviceFacts(
+        machine=machine,
+        processor=processor,
+        int8_flags=flags,
+        cores=4,
+        governor=None,
+        memory_mib=None,
+        load_average=None,
+        system=None,
+        python="3.11.0",
+        edge_ilseg="0",
+        versions={},
+        missing=missing,
+    )
+
+
+# Does a profile fit a machine?
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_machine_with_the_flags_of_a_profile_fits_and_without_one_the_flag_is_named(name: str) -> None:
+    profile = read_profile(name)
+    flags = profile.int8_flags
+    assert misfits(profile, facts_of(profile.machine, flags)) == ()
+    check_profile_fits(name, profile, facts_of(profile.machine, (*flags, "sve2", "amx_int8")))  # more does no harm
+    for flag in flags:
+        others = tuple(item for item in flags if item != flag)
+        assert misfits(profile, facts_of(profile.machine, others)) == (f"no {flag}",)
+        with pytest.raises(ConfigError, match=rf"does not fit this machine\n.*no {flag}\n"):
+            check_profile_fits(name, profile, facts_of(profile.machine, others))
+
+
+def test_a_processor_without_dot_products_is_told_every_flag_that_it_lacks_and_what_fits_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_profile_fits("x86-vnni", read_profile("x86-vnni"), facts_of("x86_64", AVX2))
+    error = caught.value
+    assert "'x86-vnni'" in error.what
+    assert error.found == "no avx512f; no avx512bw; no avx512vl; no avx512_vnni"
+    assert error.expected == f"x86_64 with {', '.join(VNNI)}"
+    assert error.hint == "this machine fits the profile 'x86-avx2'"
+
+
+def test_a_processor_of_another_kind_is_named() -> None:
+    found = misfits(read_profile("raspberry-pi-5"), facts_of("x86_64", VNNI))
+    assert found == ("machine x86_64, not aarch64", "no asimd", "no asimdhp", "no asimddp")
+
+
+@pytest.mark.parametrize(("machine", "name"), [("AMD64", "x86-avx2"), ("arm64", "generic-arm64")])
+def test_names_of_other_systems_for_the_same_machine_are_known(machine: str, name: str) -> None:
+    profile = read_profile(name)
+    assert misfits(profile, facts_of(machine, profile.int8_flags)) == ()
+
+
+def test_what_is_not_known_of_a_machine_is_missing_and_nothing_is_proposed() -> None:
+    silent = facts_of(None, None, int8_flags="OSError: no such file")
+    assert misfits(read_profile("x86-avx2"), silent) == (
+        "machine unknown, not x86_64",
+        "processor flags are not known: OSError: no such file",
+    )
+    with pytest.raises(ConfigError, match="write a profile"):
+        check_profile_fits("x86-avx2", read_profile("x86-avx2"), silent)
+    assert propose_profile(silent) is None
+
+
+# Which one fits best?
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "processor", "expected"),
+    [
+        ("x86_64", AVX2, "Intel(R) Core(TM) i5-6500 CPU @ 3.20GHz", "x86-avx2"),
+        ("x86_64", (*AVX2, "avx512f", "avx512bw", "avx512vl"), "Intel(R) Xeon(R) Gold 6148", "x86-avx2"),
+        ("x86_64", VNNI, "Intel(R) Xeon(R) Platinum 8358", "x86-vnni"),
+        ("x86_64", (*VNNI, "avx512_bf16", "amx_tile", "amx_int8"), None, "x86-vnni"),
+        ("AMD64", VNNI, "AMD EPYC 9354", "x86-vnni"),
+        ("x86_64", (*AVX2, "avx_vnni"), "Intel(R) N100", "intel-n100"),
+        ("x86_64", (*AVX2, "avx_vnni"), "12th Gen Intel(R) Core(TM) i7-1260P", "x86-avx2"),
+        ("x86_64", (), "Intel(R) Celeron(R) J4125", None),
+        ("aarch64", A72, "Raspberry Pi 4 Model B Rev 1.4", "raspberry-pi-4"),
+        ("aarch64", A72, "Raspberry Pi 4 Model B Rev 1.5", "raspberry-pi-4"),
+        ("aarch64", A76, "Raspberry Pi 5 Model B Rev 1.0", "raspberry-pi-5"),
+        ("aarch64", A76, "Raspberry Pi Compute Module 5 Rev 1.0", "raspberry-pi-5"),
+        ("aarch64", A76, "NVIDIA Jetson Orin Nano Developer Kit", "jetson-orin-nano"),
+        ("aarch64", A76, "NVIDIA Jetson AGX Orin", "generic-arm64"),
+        ("aarch64", A76, None, "generic-arm64"),
+        ("arm64", (*A76, "i8mm"), "Apple M2", "generic-arm64"),
+        ("aarch64", A72, "Raspberry Pi 3 Model B Rev 1.2", "generic-arm64"),
+        ("armv7l", ("neon",), "Raspberry Pi 4 Model B Rev 1.4", None),
+        ("riscv64", (), None, None),
+    ],
+)
+def test_the_profile_that_says_most_of_a_machine_is_proposed(
+    machine: str, flags: tuple[str, ...], processor: str | None, expected: str | None
+) -> None:
+    facts = facts_of(machine, flags, processor)
+    assert propose_profile(facts) == expected
+    if expected is not None:
+        check_profile_fits(expected, read_profile(expected), facts)
+
+
+def test_the_revision_of_a_board_is_not_taken_for_its_model() -> None:
+    facts = facts_of("aarch64", A72, "Raspberry Pi 3 Model B Plus Rev 1.4")
+    assert propose_profile(facts) == "generic-arm64"
+
+
+PI_4 = """processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+
+{hardware}Revision\t: c03114
+Model\t\t: Raspberry Pi 4 Model B Rev 1.4
+"""
+
+
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        "",
+        "Hardware\t: BCM2835\n",
+    ],
+)
+def test_a_raspberry_pi_is_known_by_what_its_kernel_writes(
+    hardware: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    (tmp_path / "cpuinfo").write_text(PI_4.format(hardware=hardware))
+    facts = read_device_facts(proc=tmp_path, sysfs=tmp_path)
+    assert facts.int8_flags == ("asimd",)
+    assert propose_profile(facts) == "raspberry-pi-4"
+
+
+# What a profile makes of a verification
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "b"
+    write_bundle(folder, BASE, step_id="a", models=MODELS)
+    return folder
+
+
+def own_profile(folder: Path, *lines: str, limits: Limits | None = None) -> str:
+    """A profile that fits this machine, whatever it is."""
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    text = [f'description = "mine"\nmachine = "{machine}"\nint8_flags = []', *lines]
+    if limits is not None:
+        text.append("[limits]")
+        text += [f"{name} = {value}" for name, value in msgspec.structs.asdict(limits).items() if value]
+    path = folder / "mine.toml"
+    path.write_text("\n".join(text) + "\n")
+    return str(path)
+
+
+ALL_LIMITS = Limits(
+    min_golden_agreement=0.9,
+    max_old_miou_drop_pct=3.0,
+    max_class_drop_pct=9.0,
+    min_new_miou_pct=40.0,
+    min_agreement_pct=80.0,
+    max_moved_pct=7.0,
+    max_latency_p95_ms=90.0,
+    max_rss_mib=500.0,
+    max_model_mib=8.0,
+    max_bad_images=2,
+)
+
+
+def test_without_a_profile_the_limits_are_those_that_were_given(bundle: Path) -> None:
+    given = {"max_old_miou_drop_pct": 0.0, "max_class_drop_pct": None, "max_bad_images": 3, "max_rss_mib": None}
+    request = VerifyRequest(runtime="openvino", threads=2, split="val", latency_runs=7)
+    found = with_profile(request, None, given, bundle, measurable=EVERYTHING)
+    assert found == msgspec.structs.replace(request, limits=Limits(max_old_miou_drop_pct=0.0, max_bad_images=3))
+
+
+def test_every_limit_of_a_profile_is_taken(bundle: Path, tmp_path: Path) -> None:
+    name = own_profile(tmp_path, limits=ALL_LIMITS)
+    found = with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    assert found.limits == ALL_LIMITS
+
+
+def test_what_the_user_gave_goes_before_the_profile_and_nought_is_given(bundle: Path, tmp_path: Path) -> None:
+    name = own_profile(tmp_path, limits=ALL_LIMITS)
+    given = {"max_old_miou_drop_pct": 0.0, "max_rss_mib": 900.0, "max_bad_images": 0, "max_class_drop_pct": None}
+    found = with_profile(VerifyRequest(), name, given, bundle, measurable=EVERYTHING)
+    expected = msgspec.structs.replace(ALL_LIMITS, max_old_miou_drop_pct=0.0, max_rss_mib=900.0, max_bad_images=0)
+    assert found.limits == expected
+
+
+NEEDS = {
+    "max_old_miou_drop_pct": {"has_labels", "has_parent"},
+    "max_class_drop_pct": {"has_labels", "has_parent"},
+    "min_new_miou_pct": {"has_labels"},
+    "min_agreement_pct": {"has_unlabelled", "has_parent"},
+    "max_moved_pct": {"has_unlabelled", "has_parent"},
+}
+
+
+@pytest.mark.parametrize("has_labels", [False, True])
+@pytest.mark.parametrize("has_parent", [False, True])
+@pytest.mark.parametrize("has_unlabelled", [False, True])
+def test_a_limit_of_a_profile_that_cannot_be_measured_is_left_out_and_the_rest_can_be_verified(
+    has_labels: bool, has_parent: bool, has_unlabelled: bool, tmp_path: Path
+) -> None:
+    child, parent = write_family(tmp_path)
+    measurable = Measurable(has_labels, has_parent, has_unlabelled)
+    has = {name for name, value in measurable._asdict().items() if value}
+    name = own_profile(tmp_path, limits=ALL_LIMITS)
+    found = with_profile(VerifyRequest(latency_runs=1), name, {}, child, measurable=measurable)
+    for limit, value in msgspec.structs.asdict(ALL_LIMITS).items():
+        assert getattr(found.limits, limit) == (value if NEEDS.get(limit, set()) <= has else None)
+    data = write_color_folder(tmp_path / "data")
+    report = verify_bundle(  # nothing that is left is refused
+        child,
+        found,
+        dataset=Folder(data) if has_labels else None,
+        against=parent if has_parent else None,
+        unlabelled=data / "images" if has_unlabelled else None,
+    )
+    assert report.check("integrity").verdict == "passed"
+
+
+@pytest.mark.parametrize("limit", NEEDS)
+def test_a_limit_that_the_user_gave_stays_and_is_refused_where_it_cannot_be_measured(
+    limit: str, bundle: Path, tmp_path: Path
+) -> None:
+    name = own_profile(tmp_path, limits=ALL_LIMITS)
+    nothing = Measurable(has_labels=False, has_parent=False, has_unlabelled=False)
+    found = with_profile(VerifyRequest(), name, {limit: 5.0}, bundle, measurable=nothing)
+    assert getattr(found.limits, limit) == 5.0
+    with pytest.raises(ConfigError, match="needs"):
+        verify_bundle(bundle, found)
+
+
+def test_a_limit_of_a_profile_reaches_the_verdict(bundle: Path, tmp_path: Path) -> None:
+    name = own_profile(tmp_path, limits=Limits(max_model_mib=1e-6, max_rss_mib=4096.0))
+    nothing = Measurable(has_labels=False, has_parent=False, has_unlabelled=False)
+    request = with_profile(VerifyRequest(latency_runs=1), name, {}, bundle, measurable=nothing)
+    report = verify_bundle(bundle, request)
+    assert report.exit_code == 1
+    size, memory = report.check("model size"), report.check("peak memory")
+    assert (size.verdict, size.limit) == ("failed", 1e-6)
+    assert (memory.verdict, memory.limit) == ("passed", 4096.0)
+    assert report.limits.max_model_mib == 1e-6
+
+
+def test_threads_are_the_profiles_unless_the_user_gave_some(bundle: Path, tmp_path: Path) -> None:
+    name = own_profile(tmp_path, "threads = 3")
+    for threads, expected in ((None, 3), (1, 1)):
+        found = with_profile(VerifyRequest(threads=threads), name, {}, bundle, measurable=EVERYTHING)
+        assert found.threads == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [
+        ((WIDTH_PX, HEIGHT_PX), True),
+        ((WIDTH_PX - 1, HEIGHT_PX), False),
+        ((WIDTH_PX, HEIGHT_PX - 1), False),
+        ((HEIGHT_PX, WIDTH_PX), False),  # width first
+        ((1000, 1000), True),
+    ],
+)
+def test_an_input_that_is_larger_than_the_profile_allows_is_refused(
+    size: tuple[int, int], fits: bool, bundle: Path, tmp_path: Path
+) -> None:
+    name = own_profile(tmp_path, f"[input_size]\nwidth_px = {size[0]}\nheight_px = {size[1]}")
+    if fits:
+        with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+        return
+    with pytest.raises(ConfigError, match="input is larger than the device profile") as caught:
+        with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    assert caught.value.found == f"{WIDTH_PX} x {HEIGHT_PX} px"
+    assert caught.value.expected == f"at most {size[0]} x {size[1]} px"
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "precisions", "expected"),
+    [
+        (["onnxruntime", "openvino"], ["int8", "fp32"], ("onnxruntime", "int8")),
+        (["onnxruntime", "openvino"], ["fp32", "int8"], ("onnxruntime", "fp32")),
+        (["openvino", "onnxruntime"], ["int8", "fp32"], ("openvino", "fp32")),  # the runtime counts for more
+        (["openvino", "onnxruntime"], ["int8"], ("onnxruntime", "int8")),
+        (["openvino"], ["fp16", "fp32"], ("openvino", "fp32")),
+    ],
+)
+def test_the_first_runtime_of_the_profile_and_then_its_first_precision_is_taken(
+    runtimes: list[str], precisions: list[str], expected: tuple[str, str], bundle: Path, tmp_path: Path
+) -> None:
+    name = own_profile(tmp_path, f"runtimes = {runtimes}", f"precisions = {precisions}")
+    found = with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    assert (found.runtime, found.precision) == expected
+
+
+def test_what_the_user_chose_of_runtime_and_precision_goes_before_the_profile(bundle: Path, tmp_path: Path) -> None:
+    name = own_profile(tmp_path, 'runtimes = ["onnxruntime"]', 'precisions = ["int8", "fp32"]')
+    for request, expected in (
+        (VerifyRequest(runtime="openvino"), ("openvino", "fp32")),
+        (VerifyRequest(precision="fp32"), ("onnxruntime", "fp32")),
+        (VerifyRequest(runtime="openvino", precision="fp32"), ("openvino", "fp32")),
+    ):
+        found = with_profile(request, name, {}, bundle, measurable=EVERYTHING)
+        assert (found.runtime, found.precision) == expected
+
+
+def test_a_runtime_that_is_not_installed_is_passed_over_unless_the_user_names_it(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    name = own_profile(tmp_path, 'runtimes = ["openvino", "onnxruntime"]')
+    found = with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    assert found.runtime == "onnxruntime"
+    asked = with_profile(VerifyRequest(runtime="openvino"), name, {}, bundle, measurable=EVERYTHING)
+    assert asked.runtime == "openvino"
+    report = verify_bundle(bundle, msgspec.structs.replace(asked, limits=Limits()))
+    assert "pip install 'edge-ilseg[openvino]'" in report.check("fit").detail
+
+
+def test_a_bundle_without_a_model_for_the_profile_is_refused_with_what_it_has(bundle: Path, tmp_path: Path) -> None:
+    name = own_profile(tmp_path, 'runtimes = ["openvino"]', 'precisions = ["int8", "fp16"]')
+    with pytest.raises(BundleError, match="has no model that the device profile") as caught:
+        with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    assert "models onnxruntime/fp32, onnxruntime/int8, openvino/fp32" in str(caught.value.found)
+    assert caught.value.expected == "one of openvino in one of int8, fp16"
+
+
+def test_a_bundle_that_cannot_be_read_is_left_to_the_verification(tmp_path: Path) -> None:
+    name = own_profile(tmp_path, "threads = 2", limits=Limits(max_rss_mib=500.0))
+    found = with_profile(VerifyRequest(), name, {}, tmp_path / "nowhere", measurable=EVERYTHING)
+    assert (found.runtime, found.threads, found.limits) == (None, 2, Limits(max_rss_mib=500.0))
+    report = verify_bundle(tmp_path / "nowhere", found)
+    assert (report.exit_code, report.check("integrity").verdict) == (3, "failed")
+
+
+def test_a_profile_that_does_not_fit_this_machine_is_refused(bundle: Path) -> None:
+    foreign = "x86-vnni" if platform.machine() in ("aarch64", "arm64") else "raspberry-pi-5"
+    with pytest.raises(ConfigError, match="does not fit this machine"):
+        with_profile(VerifyRequest(), foreign, {}, bundle, measurable=EVERYTHING)
+
+
+def test_a_profile_that_is_not_there_is_refused(bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="no such device profile"):
+        with_profile(VerifyRequest(), "raspberry-pi-6", {}, bundle, measurable=EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    "line", ["threads = 0", "threads = -1", "[input_size]\nwidth_px = 0\nheight_px = 10", "runtimes = []"]
+)
+def test_numbers_of_a_profile_that_cannot_be_are_refused(line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        read_profile(own_profile(tmp_path, line))
