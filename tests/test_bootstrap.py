@@ -482,13 +482,9 @@ def test_the_true_drop_of_the_simulation_is_that_of_very_many_images() -> None:
 
 
 @pytest.mark.slow
-def test_the_interval_holds_the_true_drop_in_93_to_97_of_100_cases() -> None:
-    """As many images as the MSRC-v2 test set has. Of 400 cases a share is uncertain by 1.1 points."""
-    share_M = coverage(0, 256, 400)
+@pytest.mark.parametrize("image_count", [60, 256])
+def test_the_interval_holds_the_true_drop_in_93_to_97_of_100_cases(image_count: int) -> None:
+    """Three times 400 cases: a share of 1200 is uncertain by 0.7 points. MSRC-v2 has 256 test images."""
+    share_M = np.mean([coverage(seed, image_count, 400) for seed in range(3)], axis=0)
     assert 0.93 <= share_M[0] <= 0.97
     assert (share_M > 0.92).all()
-
-
-@pytest.mark.slow
-def test_the_interval_of_60_images_holds_the_true_drop_as_often() -> None:
-    assert 0.93 <= coverage(0, 60, 400)[0] <= 0.97
