@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision, Runtime
 from edge_ilseg.devices.evaluation import check_channels
 from edge_ilseg.devices.runtime import Session, check_fit, installed_runtimes, load_session
+from edge_ilseg.devices.verify_report import BundleFacts, ModelFacts
 from edge_ilseg.errors import BundleError, check_extra
 
 PRECISION_PREFERENCE: tuple[Precision, ...] = ("int8", "fp32", "fp16")
@@ -100,3 +101,29 @@ def read_golden(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.uint8]:
             hint="export the bundle again",
         )
     return items
+
+
+def bundle_facts(folder: Path, manifest: Manifest) -> BundleFacts:
+    """Which bundle it is, for a report."""
+    return BundleFacts(
+        folder=str(folder),
+        bundle_id=manifest.bundle_id,
+        step_name=manifest.step.name,
+        step_index=manifest.step.index,
+        step_id=manifest.step.id,
+    )
+
+
+def model_facts(loaded: LoadedBundle, threads: int | None) -> ModelFacts:
+    """Which model is run, and by what, for a report."""
+    session, entry = loaded.session, loaded.entry
+    return ModelFacts(
+        runtime=entry.runtime,
+        precision=entry.precision,
+        runtime_version=session.runtime_version,
+        executed_precisions=session.executed_precisions,
+        threads=threads,
+        input_height_px=session.input_height_px,
+        input_width_px=session.input_width_px,
+        model_bytes=sum(loaded.manifest.files[name].bytes for name in entry.files),
+    )

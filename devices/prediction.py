@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_manifest
 from edge_ilseg.devices.evaluation import check_channels
-from edge_ilseg.devices.loaded_bundle import LoadedBundle, choose_model, load_bundle
+from edge_ilseg.devices.loaded_bundle import LoadedBundle, choose_model, load_bundle, model_facts
 from edge_ilseg.devices.overlay import PaintedClass, class_shares, draw_overlay
 from edge_ilseg.devices.sources import Source, SourceReader, find_sources, shown_path
 from edge_ilseg.devices.stream import stream
@@ -158,7 +158,7 @@ def predict_images(
             step_index=manifest.step.index,
             step_id=manifest.step.id,
         ),
-        model=_model_facts(loaded, threads),
+        model=model_facts(loaded, threads),
         class_names=manifest.class_names,
         out=shown_path(out),
         images=tuple(images),
@@ -275,17 +275,3 @@ def _write(seen: _Seen, manifest: Manifest, out: Path, alpha: float | None) -> P
 def _bad(source: Source, error: DataError | None) -> BadSource:
     reason = "no reason known" if error is None else error.one_line()
     return BadSource(shown_path(source.path), source.frame, reason.encode("utf-8", "replace").decode())
-
-
-def _model_facts(loaded: LoadedBundle, threads: int | None) -> ModelFacts:
-    session, entry = loaded.session, loaded.entry
-    return ModelFacts(
-        runtime=entry.runtime,
-        precision=entry.precision,
-        runtime_version=session.runtime_version,
-        executed_precisions=session.executed_precisions,
-        threads=threads,
-        input_height_px=session.input_height_px,
-        input_width_px=session.input_width_px,
-        model_bytes=sum(loaded.manifest.files[name].bytes for name in entry.files),
-    )

@@ -26,7 +26,13 @@ from edge_ilseg.devices.class_scores import class_scores, known, mean_iou
 from edge_ilseg.devices.evaluation import Evaluation, evaluate_session, pair_counts
 from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.golden_loss import split_golden_loss
-from edge_ilseg.devices.loaded_bundle import LoadedBundle, choose_model, load_bundle
+from edge_ilseg.devices.loaded_bundle import (
+    LoadedBundle,
+    bundle_facts,
+    choose_model,
+    load_bundle,
+    model_facts,
+)
 from edge_ilseg.devices.memory import measure_peak_rss_mib
 from edge_ilseg.devices.runtime import Session
 from edge_ilseg.devices.verdicts import (
@@ -120,19 +126,19 @@ def verify_bundle(
         parent_manifest = None if against is None else _read_whole_bundle(against, progress)
     except EdgeIlsegError as error:
         return _finish(report, [failed_by("integrity", error)], "the bundle is not whole")
-    report = msgspec.structs.replace(report, bundle=_bundle_facts(folder, manifest))
+    report = msgspec.structs.replace(report, bundle=bundle_facts(folder, manifest))
     checks = [Check("integrity", "passed", f"{len(manifest.files)} files, bundle {manifest.bundle_id[:12]}")]
     parent = None
     try:
         which = choose_model(manifest, request.runtime, request.precision)
         loaded = load_bundle(folder, manifest, *which, request.threads)
         if against is not None and parent_manifest is not None:
-            report = msgspec.structs.replace(report, parent=_bundle_facts(against, parent_manifest))
+            report = msgspec.structs.replace(report, parent=bundle_facts(against, parent_manifest))
             check_parent(manifest, parent_manifest)
             parent = load_bundle(against, parent_manifest, *which, request.threads)
     except EdgeIlsegError as error:
         return _finish(report, [*checks, failed_by("fit", error)], "the model does not fit")
-    model = _model_facts(loaded, request.threads)
+    model = model_facts(loaded, request.threads)
     report = msgspec.structs.replace(report, model=model)
     checks.append(Check("fit", "passed", _fit_detail(model, loaded, parent)))
     checks += _check_outputs(loaded, parent, limits, request.threads, progress)
@@ -361,30 +367,6 @@ def _finish(report: VerifyReport, checks: Sequence[Check], otherwise: str) -> Ve
     """Fill in the checks that were not run, and the exit code."""
     filled = complete(checks, otherwise)
     return msgspec.structs.replace(report, checks=filled, exit_code=exit_code_of(filled))
-
-
-def _bundle_facts(folder: Path, manifest: Manifest) -> BundleFacts:
-    return BundleFacts(
-        folder=str(folder),
-        bundle_id=manifest.bundle_id,
-        step_name=manifest.step.name,
-        step_index=manifest.step.index,
-        step_id=manifest.step.id,
-    )
-
-
-def _model_facts(loaded: LoadedBundle, threads: int | None) -> ModelFacts:
-    session, entry = loaded.session, loaded.entry
-    return ModelFacts(
-        runtime=entry.runtime,
-        precision=entry.precision,
-        runtime_version=session.runtime_version,
-        executed_precisions=session.executed_precisions,
-        threads=threads,
-        input_height_px=session.input_height_px,
-        input_width_px=session.input_width_px,
-        model_bytes=sum(loaded.manifest.files[name].bytes for name in entry.files),
-    )
 
 
 def _fit_detail(model: ModelFacts, loaded: LoadedBundle, parent: LoadedBundle | None) -> str:
