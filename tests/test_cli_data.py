@@ -212,7 +212,7 @@ def test_verify_takes_the_split_that_the_bundle_was_scored_on_and_says_so(
     captured = capsys.readouterr()
     assert "split: site of folder:" in captured.err
     assert json.loads(captured.out)["scores"]["split"] == "site"
-    assert run([*command, "--json", "--split", "test"]) == 0
+    assert run([*command, "--json", "--split", "test"]) == 4  # one image is too few to tell
     captured = capsys.readouterr()
     assert "split:" not in captured.err
     assert json.loads(captured.out)["scores"]["split"] == "test"
