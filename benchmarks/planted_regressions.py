@@ -21,6 +21,7 @@ from edge_ilseg.checkpoint import StepRecord, load_model
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
+from edge_ilseg.devices.verify_report import Limits
 from edge_ilseg.export.package import CalibrationImages, ExportRequest, export_bundle
 from edge_ilseg.export.parent import load_parent
 from edge_ilseg.models.segmentation import SegmentationModel
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--spoil", default="cow")
     parser.add_argument("--images", default="256,10")
     parser.add_argument("--max-old-drop", type=float, default=2.0)
+    parser.add_argument("--max-class-drop", type=float, default=30.0)
     options = parser.parse_args()
     plan = read_plan(options.run)
     dataset = open_data(plan.data)
@@ -60,20 +62,22 @@ def main() -> None:
             f"{options.good}, {options.spoil} spoilt": (spoilt, good),
             options.bad: (model[bad.name], bad),
         }
-        print(f"{'bundle':<36}{'images':>8}{'old mIoU drop':>15}{'95 % interval':>17}  {'verdict':<16}most forgotten")
+        print(f"{'bundle':<30}{'images':>7}{'drop':>7}{'95 % interval':>17}  {'mIoU':<16}{'class':<16}gravest class")
         for number, (name, (network, record)) in enumerate(bundles.items()):
             _export(network, record, dataset, out / str(number), out / "base")
             for count in map(int, options.images.split(",")):
-                request = VerifyRequest(split=str(plan.data.eval_split), max_images=count, latency_runs=1)
-                report = verify_bundle(out / str(number), request, against=out / "base", dataset=dataset)
-                check, scores = report.check("old mIoU drop"), report.scores
-                assert scores is not None
-                worst = max(
-                    (item for item in scores.classes if item.drop_pct is not None), key=lambda c: c.drop_pct or 0.0
+                limits = Limits(max_old_miou_drop_pct=options.max_old_drop, max_class_drop_pct=options.max_class_drop)
+                request = VerifyRequest(
+                    split=str(plan.data.eval_split), max_images=count, latency_runs=1, limits=limits
                 )
-                interval = "-" if check.low is None else f"{check.low:.2f} to {check.high:.2f}"
-                told = f"{worst.name} {100 * (worst.parent_iou or 0):.1f} -> {100 * (worst.iou or 0):.1f}"
-                print(f"{name:<36}{count:>8}{check.value:>15.2f}{interval:>17}  {check.verdict:<16}{told}", flush=True)
+                report = verify_bundle(out / str(number), request, against=out / "base", dataset=dataset)
+                mean, worst = report.check("old mIoU drop"), report.check("old class drop")
+                interval = "-" if mean.low is None else f"{mean.low:.2f} to {mean.high:.2f}"
+                print(
+                    f"{name:<30}{count:>7}{mean.value:>7.2f}{interval:>17}  {mean.verdict:<16}{worst.verdict:<16}"
+                    f"{worst.detail}",
+                    flush=True,
+                )
 
 
 def _lower(model: SegmentationModel, channels: object) -> None:
