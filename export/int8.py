@@ -46,6 +46,7 @@ from edge_ilseg.int8_record import (
     CalibrationEntry,
     GuardRow,
     Int8Record,
+    RangesMethod,
     RangesPolicy,
     SqnrRow,
 )
@@ -245,9 +246,9 @@ class _Int8Maker:
         """What to try next (rule 1); the mixed attempts depend on what came before."""
         asked = self.request.ranges
         if asked != "weights-only":
-            yield self._with_ranges(asked)
-            if asked != "union" and self._parent_ranges() is not None:
-                yield self._with_ranges("union")
+            yield self._with_ranges(asked, self.request.ranges_method)
+            if (asked, self.request.ranges_method) != ("union", "minmax") and self._parent_ranges() is not None:
+                yield self._with_ranges("union", "minmax")
             best = min(reversed(self.judged), key=lambda item: item.drop or 0.0)  # of equals, what clips less
             sqnr = self._sqnr(best.path)
             for share in MIXED_SHARES:
@@ -260,9 +261,9 @@ class _Int8Maker:
     def _parent_ranges(self) -> Ranges | None:
         return self.parent.ranges if self.parent is not None else None
 
-    def _with_ranges(self, policy: RangesPolicy) -> _Attempt:
+    def _with_ranges(self, policy: RangesPolicy, method: RangesMethod) -> _Attempt:
         assert self.measured is not None
-        ranges = make_ranges(self.measured, policy, self._parent_ranges(), method=self.request.ranges_method)
+        ranges = make_ranges(self.measured, policy, self._parent_ranges(), method=method)
         return _Attempt(policy, policy, self.float_layers, ranges)
 
     def _judge(self, attempt: _Attempt) -> _Judged:

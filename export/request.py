@@ -42,7 +42,8 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_fp16_agreement: float = MIN_FP16_AGREEMENT
     min_int8_agreement: float | None = None
     ranges: RangesPolicy = "carry"
-    ranges_method: RangesMethod = "minmax"
+    ranges_method: RangesMethod = "mean-minmax"
+    """Of the first attempt: docs/adr/0009."""
     max_old_drop_points: float | None = MAX_OLD_DROP_POINTS
     """What int8 may cost the old classes against fp32 (`edge_ilseg.export.guard`); None: no limit, one attempt."""
     float_layers: tuple[str, ...] = ()

@@ -65,7 +65,8 @@ class Maker:
 
     def subject(self, index: int, evaluation: Evaluation | None = None, **settings: object) -> Subject:
         model = self.floats[index][0]
-        request = ExportRequest(**{"targets": ("onnx",), "precisions": ("int8",), **settings})  # type: ignore[arg-type]
+        fixed: dict[str, object] = {"targets": ("onnx",), "precisions": ("int8",), "ranges_method": "minmax"}
+        request = ExportRequest(**{**fixed, **settings})  # type: ignore[arg-type]
         return Subject(model, request, step_entry(index), class_entries(model), "c0", evaluation, no_progress)
 
     def __call__(
@@ -112,6 +113,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def parent(base: Path) -> ParentBundle:
     return load_parent(base, step_entry(1))
+
+
+def test_averaged_extremes_come_first_and_their_fallback_clips_nothing(make: Maker, parent: ParentBundle) -> None:
+    assert ExportRequest().ranges_method == "mean-minmax"
+    averaged = make(1, parent, images=images_at_hand(), ranges_method="mean-minmax", max_old_drop_points=None)
+    assert averaged.int8.calibration.method == "mean-minmax"
+    assert averaged.attempts == [("carry", "taken")]
+    with pytest.raises(ExportError, match="whatever was tried") as raised:
+        make(
+            1,
+            parent,
+            images=images_at_hand(),
+            ranges="union",
+            ranges_method="mean-minmax",
+            max_old_drop_points=IMPOSSIBLE,
+        )
+    assert str(raised.value.found).count("union") == 2
 
 
 def test_where_nearly_all_is_kept_in_float_the_ladder_still_ends_with_weights_only(

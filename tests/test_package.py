@@ -132,7 +132,7 @@ def test_the_parity_table_has_a_row_for_every_form_of_the_model(bundle: Path) ->
         "openvino int8",
     ]
     assert rows["onnx fp32"].agreement >= 0.9999
-    assert rows["onnx int8"].agreement > 0.9
+    assert rows["onnx int8"].agreement > 0.85
     assert (rows["onnx int8"].max_abs or 0) > (rows["onnx fp32"].max_abs or 1)
     assert all(row.miou_old is not None and row.miou_new is not None for row in rows.values())
 

@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_ranges_that_are_none_are_refused_even_where_their_hash_fits(folder: Path) -> None:
     text = (folder / "ranges.json").read_text()
-    (folder / "ranges.json").write_text(text.replace('"lowest": 0.0', '"lowest": 1e9'))
+    (folder / "ranges.json").write_text(text.replace('"lowest": 0.0,', '"lowest": 1e9,'))
     write_manifest(folder, read_manifest(folder))
     check_files(folder, read_manifest(folder))
     with pytest.raises(ExportError, match="upside down"):

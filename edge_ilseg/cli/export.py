@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--range-method",
     type=click.Choice(["minmax", "mean-minmax"]),
-    help="Extremes over all images, or the average of each image's.  [minmax]",
+    help="Extremes over all images, or the average of each image's.  [mean-minmax]",
 )
 @click.option(
     "--parent",
