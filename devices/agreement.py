@@ -41,7 +41,7 @@ def find_images(folder: Path) -> tuple[str, ...]:
         DataError: the folder is missing, or holds no image.
     """
     if not folder.is_dir():
-        raise DataError("the folder of images is missing", where=folder)
+        raise DataError("the folder of images is missing", where=folder, hint="give a folder that is there (--images)")
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")

@@ -57,10 +57,19 @@ def find_float_layers(model: onnx.ModelProto, names: Sequence[str]) -> tuple[str
                 "there is no such layer to keep in float",
                 found=repr(name),
                 expected=f"{FIRST}, {LAST}, or a node or module of the graph, as {nodes[0]!r}",
-                hint=did_you_mean(name, nodes),
+                hint=did_you_mean(name, (FIRST, LAST, *_modules(nodes))),
             )
         chosen.update(found)
     return tuple(name for name in nodes if name in chosen)
+
+
+def _modules(nodes: Sequence[str]) -> tuple[str, ...]:
+    """The nodes, and every module that one of them is in."""
+    found = dict.fromkeys(nodes)
+    for node in nodes:
+        parts = node.partition("/")[0].split(".")
+        found |= dict.fromkeys(".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return tuple(found)
 
 
 def _all_before(model: onnx.ModelProto, node: onnx.NodeProto) -> set[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from bundles import export_grown
 
-from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
+from edge_ilseg.bundle import ModelEntry, Runtime, read_manifest, write_manifest
+from edge_ilseg.devices import golden_loss
 from edge_ilseg.devices.golden_loss import split_golden_loss
 from edge_ilseg.devices.loaded_bundle import load_bundle
-from edge_ilseg.devices.runtime import load_session
+from edge_ilseg.devices.runtime import Session, load_session
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 
 
@@ -42,6 +44,27 @@ def test_the_two_losses_are_those_of_a_plain_comparison(bundle: Path, runtime: R
         f"quantization: {quantization:.2%} against fp32"
     )
     assert quantization > 0
+
+
+def test_the_simulated_model_is_compared_and_it_really_is_simulated(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor with integer dot products real and simulated masks may be the same: the masks do not tell."""
+    loaded = load_bundle(bundle, read_manifest(bundle), "openvino", "int8", 1)
+    found: list[tuple[str, dict[str, int] | None]] = []
+
+    def spy(folder: Path, entry: ModelEntry, **options: Any) -> Session:
+        session = load_session(folder, entry, **options)
+        found.append((entry.precision, session.executed_precisions))
+        return session
+
+    monkeypatch.setattr(golden_loss, "load_session", spy)
+    split_golden_loss(loaded, 1)
+    assert [precision for precision, _ in found] == ["int8", "fp32"]
+    executed = found[0][1]
+    assert executed is not None
+    assert loaded.session.executed_precisions is not None
+    assert loaded.session.executed_precisions.get("u8", 0) > executed.get("u8", 0) + 10
 
 
 def test_a_changed_golden_mask_is_told_with_both_losses(bundle: Path, tmp_path: Path) -> None:

@@ -377,3 +377,9 @@ def test_inputs_and_outputs_stay_what_they_are(folder: Path) -> None:
     graphs = [onnx.load(folder / f"{name}.onnx").graph for name in ("float", "int8", "weights")]
     assert graphs[0].input == graphs[1].input == graphs[2].input
     assert graphs[0].output == graphs[1].output == graphs[2].output
+
+
+def test_a_misspelt_module_is_corrected(model: onnx.ModelProto) -> None:
+    with pytest.raises(ExportError) as raised:
+        find_float_layers(model, ["encodr"])
+    assert raised.value.hint == "did you mean 'encoder'?"
