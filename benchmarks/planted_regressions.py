@@ -20,8 +20,8 @@ from edge_ilseg.bundle import ClassEntry, StepEntry
 from edge_ilseg.checkpoint import StepRecord, load_model
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
-from edge_ilseg.devices.verify_report import Limits
 from edge_ilseg.export.package import CalibrationImages, ExportRequest, export_bundle
 from edge_ilseg.export.parent import load_parent
 from edge_ilseg.models.segmentation import SegmentationModel

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import INT8_FLAGS, DeviceFacts
-from edge_ilseg.devices.verify_report import Limits
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.errors import ConfigError, did_you_mean
 
 PROFILES = Path(__file__).parent / "profiles"

@@ -11,9 +11,9 @@ import msgspec
 from edge_ilseg.bundle import Manifest, Precision, Runtime, read_manifest
 from edge_ilseg.devices.device_profile import DeviceProfile, check_profile_fits, read_profile
 from edge_ilseg.devices.facts import read_device_facts
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.runtime import installed_runtimes
 from edge_ilseg.devices.verification import VerifyRequest
-from edge_ilseg.devices.verify_report import Limits
 from edge_ilseg.errors import BundleError, ConfigError, EdgeIlsegError
 
 

@@ -14,17 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.unlabelled import Unlabelled
-from edge_ilseg.devices.verify_report import (
-    CHECKS,
-    GRAVITY,
-    Check,
-    CheckName,
-    ClassScore,
-    Limits,
-    Scores,
-    Verdict,
-)
+from edge_ilseg.devices.verify_report import CHECKS, GRAVITY, Check, CheckName, ClassScore, Scores, Verdict
 from edge_ilseg.errors import (
     EXIT_ARTEFACT,
     EXIT_PARITY,

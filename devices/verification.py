@@ -26,6 +26,7 @@ from edge_ilseg.devices.class_scores import class_scores, known, mean_iou
 from edge_ilseg.devices.evaluation import Evaluation, evaluate_session, pair_counts
 from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.golden_loss import split_golden_loss
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.loaded_bundle import (
     LoadedBundle,
     bundle_facts,
@@ -57,7 +58,6 @@ from edge_ilseg.devices.verify_report import (
     Check,
     CheckName,
     Confusion,
-    Limits,
     ModelFacts,
     Scores,
     VerifyReport,

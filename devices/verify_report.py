@@ -16,6 +16,7 @@ import msgspec
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import DeviceFacts
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.unlabelled import Unlabelled
 from edge_ilseg.errors import (
     EXIT_ARTEFACT,
@@ -54,25 +55,6 @@ GRAVITY = (EXIT_PASSED, EXIT_UNDECIDED, EXIT_RETENTION, EXIT_PARITY, EXIT_ARTEFA
 
 Verdict = Literal["passed", "failed", "too few images", "not checked"]
 Confusion = tuple[tuple[int, ...], ...]
-
-
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a bundle must keep to; `None` sets no limit. Shares in 0..1, `_pct` in percentage points of IoU."""
-
-    min_golden_agreement: float | None = None
-    """`None` takes `edge_ilseg.devices.verdicts.GOLDEN_AGREEMENT` for the precision."""
-    max_old_miou_drop_pct: float | None = None
-    """`None` takes `edge_ilseg.devices.verdicts.MAX_OLD_MIOU_DROP_PCT` where images and a parent are given."""
-    max_class_drop_pct: float | None = None
-    min_new_miou_pct: float | None = None
-    min_agreement_pct: float | None = None
-    """Mean IoU of the old classes' masks with the parent's, on images without labels."""
-    max_moved_pct: float | None = None
-    """Share of the pixels that moved from an old class to a new one, on images without labels."""
-    max_latency_p95_ms: float | None = None
-    max_rss_mib: float | None = None
-    max_model_mib: float | None = None
-    max_bad_images: int = 0
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

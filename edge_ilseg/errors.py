@@ -100,6 +100,10 @@ class ReportError(EdgeIlsegError):
     """A verification report is damaged, or of a format that this version does not read."""
 
 
+class UpdateError(EdgeIlsegError):
+    """An update cannot be published, trusted, fetched or put into place."""
+
+
 class MissingPackageError(EdgeIlsegError):
     """A package, a runtime or a facility of the machine is missing."""
 

@@ -24,12 +24,13 @@ from edge_ilseg.devices.agreement import (
     moved_share,
     unlabelled_classes,
 )
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.loaded_bundle import LoadedBundle
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.devices.verdicts import judge_unlabelled
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
-from edge_ilseg.devices.verify_report import Limits, VerifyReport, encode_report, parse_report
+from edge_ilseg.devices.verify_report import VerifyReport, encode_report, parse_report
 from edge_ilseg.errors import BundleError, ConfigError, DataError
 from edge_ilseg.images import resize_image, resize_mask
 

@@ -11,10 +11,11 @@ from bundles import BASE, color_network, write_bundle
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices import memory
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.memory import measure_peak_rss_mib
 from edge_ilseg.devices.verdicts import judge_memory
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
-from edge_ilseg.devices.verify_report import CHECKS, Limits
+from edge_ilseg.devices.verify_report import CHECKS
 from edge_ilseg.errors import BundleError
 
 BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

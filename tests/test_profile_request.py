@@ -20,9 +20,9 @@ from edge_ilseg.devices.device_profile import (
     read_profile,
 )
 from edge_ilseg.devices.facts import DeviceFacts, read_device_facts
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.profile_request import Measurable, with_profile
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
-from edge_ilseg.devices.verify_report import Limits
 from edge_ilseg.errors import BundleError, ConfigError
 
 AVX2 = ("avx2", "fma")

@@ -24,6 +24,7 @@ from edge_ilseg.data.folder import Folder
 from edge_ilseg.devices.class_scores import class_scores, measured_iou
 from edge_ilseg.devices.evaluation import evaluate_session
 from edge_ilseg.devices.facts import DeviceFacts
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.devices.verdict_table import verdict_table
@@ -35,7 +36,6 @@ from edge_ilseg.devices.verify_report import (
     BundleFacts,
     Check,
     ClassScore,
-    Limits,
     ModelFacts,
     Scores,
     VerifyReport,

@@ -76,9 +76,9 @@ def verify_remotely(
     import msgspec
 
     from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.devices.limits import Limits
     from edge_ilseg.devices.remote import verify_on_devices
     from edge_ilseg.devices.verdicts import check_limits
-    from edge_ilseg.devices.verify_report import Limits
 
     devices = _devices(ctx.params)
     check_limits(
