@@ -37,11 +37,15 @@ def confusion_matrix(
         raise ValueError(f"{class_count} classes: channels are uint8 and {VOID} is void")
     if labels_HW.shape != predicted_HW.shape:
         raise ValueError(f"labels {labels_HW.shape} and prediction {predicted_HW.shape} differ in shape")
-    seen = labels_HW != VOID
-    true, predicted = labels_HW[seen].astype(np.int64), predicted_HW[seen].astype(np.int64)
-    if true.size and (true.max() >= class_count or predicted.max() >= class_count):
-        raise ValueError(f"channel {max(true.max(), predicted.max())} with {class_count} classes")
-    return np.bincount(true * class_count + predicted, minlength=class_count**2).reshape(class_count, class_count)
+    if predicted_HW.max(initial=0) >= class_count and (predicted_HW[labels_HW != VOID] >= class_count).any():
+        raise ValueError(f"predicted channel {predicted_HW[labels_HW != VOID].max()} with {class_count} classes")
+    places = labels_HW.astype(np.uint16)  # 255 * 255 + 255 is below 2 ** 16
+    places *= class_count
+    places += predicted_HW
+    counts = np.bincount(places.ravel(), minlength=class_count * class_count)
+    if counts[class_count * class_count : VOID * class_count].any():
+        raise ValueError(f"true channel {labels_HW[labels_HW != VOID].max()} with {class_count} classes")
+    return counts[: class_count * class_count].reshape(class_count, class_count)
 
 
 def class_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -82,10 +82,10 @@ def _by_value(values_HW: NDArray[np.int32], code: MaskCode, where: Path) -> NDAr
         raise DataError(
             "a mask holds indices, but this data set's masks hold colours", where=where, expected="an RGB image"
         )
-    lookup = np.full(65536, -1, dtype=np.int32)
+    lookup = np.full(65538, -1, dtype=np.int16)  # of value - 1: both ends catch what is out of range
     for value, label in code.values.items():
-        lookup[value] = label
-    labels_HW = np.where((values_HW >= 0) & (values_HW < 65536), lookup[values_HW.clip(0, 65535)], -1)
+        lookup[value + 1] = label
+    labels_HW = lookup.take(values_HW + 1, mode="clip")
     if labels_HW.min() < 0:
         row, column = _first(labels_HW < 0)
         known = sorted(value for value in code.values if value != VOID)
@@ -108,13 +108,8 @@ def _by_color(colors_HWC: NDArray[np.uint8], code: MaskCode, where: Path) -> NDA
             found=f"colour {_text(_color(colors_HWC[row, column]))} at row {row}, column {column} (counted from 0)",
             hint="write the colours into classes.txt, one `name: r,g,b` a line, or save the masks as indices",
         )
-    packed = {red << 16 | green << 8 | blue: label for (red, green, blue), label in code.colors.items()}
-    known = np.array(sorted(packed), dtype=np.int32)
-    labels = np.array([packed[key] for key in sorted(packed)], dtype=np.uint8)
-    wide_HWC = colors_HWC.astype(np.int32)
-    keys_HW = wide_HWC[:, :, 0] << 16 | wide_HWC[:, :, 1] << 8 | wide_HWC[:, :, 2]
-    places_HW = np.searchsorted(known, keys_HW).clip(0, len(known) - 1)
-    unknown_HW = known[places_HW] != keys_HW
+    labels_HW = _look_up_colors(colors_HWC, code.colors)
+    unknown_HW = labels_HW < 0
     if unknown_HW.any():
         row, column = _first(unknown_HW)
         raise DataError(
@@ -126,8 +121,29 @@ def _by_color(colors_HWC: NDArray[np.uint8], code: MaskCode, where: Path) -> NDA
             if not colors_HWC[row, column].any()
             else "give the colour to a class in the list of classes, or correct the mask",
         )
-    result: NDArray[np.uint8] = labels[places_HW]
-    return result
+    return labels_HW.astype(np.uint8)
+
+
+def _look_up_colors(colors_HWC: NDArray[np.uint8], labels: Mapping[Color, int]) -> NDArray[np.int16]:
+    """Label ids, -1 where a colour has none.
+
+    A table over the levels that occur in each channel of the known colours, and one more for any other: a few thousand
+    entries, where one over all colours would have 16 million.
+    """
+    known_N3 = np.array(list(labels), dtype=np.uint8)
+    table_size, places_HW = 1, np.zeros(colors_HWC.shape[:2], dtype=np.int32)
+    known_places_N = np.zeros(len(known_N3), dtype=np.int32)
+    for channel in range(3):
+        levels = np.unique(known_N3[:, channel])
+        rank = np.full(256, len(levels), dtype=np.int32)
+        rank[levels] = np.arange(len(levels))
+        rank *= table_size
+        places_HW += rank[colors_HWC[:, :, channel]]
+        known_places_N += rank[known_N3[:, channel]]
+        table_size *= len(levels) + 1
+    table = np.full(table_size, -1, dtype=np.int16)
+    table[known_places_N] = list(labels.values())
+    return table[places_HW]
 
 
 def _first(wrong_HW: NDArray[np.bool_]) -> tuple[int, int]:
