@@ -1,23 +1,27 @@
-# make demo: the whole pipeline on generated images.  make test: every test.  make check: format, lint, types, fast tests.
+# make demo: the whole pipeline on generated images.  make check: format, lint, types, fast tests.
+# make test: every test but the exhaustive ones.  make test-all: those too (attacks, kills and mutants by the thousand).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo-workspace
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-all check format clean
 
 demo: $(VENV)/all.installed
 	$(BIN)/edge-ilseg demo $(DEMO) --replace
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not exhaustive"
+
+test-all: test
+	$(BIN)/python -m pytest -m exhaustive
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not exhaustive"
 
 format: $(VENV)/dev.installed
 	$(BIN)/ruff format .
