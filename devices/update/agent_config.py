@@ -82,6 +82,15 @@ def parse_agent_config(text: str, path: Path) -> AgentConfig:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError("agent.toml is no TOML", where=path, found=str(error)) from error
+    return make_agent_config(table, path)
+
+
+def make_agent_config(table: dict[str, object], path: Path) -> AgentConfig:
+    """A configuration of the tables of an `agent.toml` that is, or will be, at `path`; its places are made absolute.
+
+    Raises:
+        ConfigError: a field is unknown, missing or wrong.
+    """
     for name, known in _known_fields(table).items():
         raise ConfigError(
             "agent.toml has an unknown field",

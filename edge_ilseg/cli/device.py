@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import click
 
-from edge_ilseg.cli.options import json_option
+from edge_ilseg.cli import device_update
+from edge_ilseg.cli.json_option import json_option, print_json
 
 
 @click.group()
 def device() -> None:
-    """Look at this device."""
+    """This device: what it is, and the updates of its model.
+
+    \b
+    edge-ilseg device facts
+    edge-ilseg device init base.bundle --repository https://models.example/fleet --trust 1.root.json
+    edge-ilseg device run            one whole pass: look, fetch, stage, prove, switch, watch, report
+    edge-ilseg device status
+    """
+
+
+for command in device_update.COMMANDS:
+    device.add_command(command)
 
 
 @device.command()
@@ -22,7 +34,6 @@ def facts(profile: str | None, as_json: bool) -> None:
     edge-ilseg device facts
     edge-ilseg device facts --profile x86-vnni
     """
-    import msgspec
     from rich.table import Table
     from rich.text import Text
 
@@ -35,8 +46,7 @@ def facts(profile: str | None, as_json: bool) -> None:
         check_profile_fits(profile, read_profile(profile), found)
     proposed = profile or propose_profile(found)
     if as_json:
-        answer = {"facts": found, "profile": proposed}
-        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=1).decode())
+        print_json({"facts": found, "profile": proposed})
         return
     table = Table(title="this device", show_header=False)
     load = found.load_average
