@@ -323,7 +323,7 @@ def test_a_poll_loads_neither_numpy_nor_a_runtime_nor_torch(world: World) -> Non
     sys.exit(run(["device", *sys.argv[1:]]))
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
-    for arguments in (["check"], ["run", "--json"], ["status"], ["report"], ["gc"], ["confirm"]):
+    for arguments in (["check"], ["run", "--json"], ["status", "--json"], ["report"], ["gc"], ["confirm"]):
         done = subprocess.run([*command, *arguments, "--root", device.root], capture_output=True, text=True, cwd=ROOT)
         assert (done.returncode, done.stderr) == (0, ""), arguments
 
