@@ -137,7 +137,15 @@ def _unpack_wheels(wheels: Path, site: Path) -> None:
 
 
 def _verify(python: list[str], options: argparse.Namespace) -> dict:  # type: ignore[type-arg]
-    command = [*python, "-m", "edge_ilseg", "verify", str(options.bundle), "--against", str(options.against)]
+    command = [
+        *python,
+        "-m",
+        "edge_ilseg",
+        "verify",
+        str(options.bundle.resolve()),
+        "--against",
+        str(options.against.resolve()),
+    ]
     command += ["--data", options.data, "--limit", str(options.limit), "--runtime", "onnxruntime"]
     command += ["--precision", options.precision, "--latency-runs", "3", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, cwd=CHECKOUT)
@@ -148,8 +156,17 @@ def _verify(python: list[str], options: argparse.Namespace) -> dict:  # type: ig
 
 def _predict(python: list[str], options: argparse.Namespace, out: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     shutil.rmtree(out, ignore_errors=True)
-    images = [str(path) for path in sorted(options.images.iterdir())[: options.limit]]
-    command = [*python, "-m", "edge_ilseg", "predict", str(options.bundle), *images, "--out", str(out)]
+    images = [str(path) for path in sorted(options.images.resolve().iterdir())[: options.limit]]
+    command = [
+        *python,
+        "-m",
+        "edge_ilseg",
+        "predict",
+        str(options.bundle.resolve()),
+        *images,
+        "--out",
+        str(out.resolve()),
+    ]
     command += ["--runtime", "onnxruntime", "--precision", options.precision]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True, cwd=CHECKOUT)
     return {path.name: read_mask(path).values for path in sorted(out.rglob("*.png")) if "overlay" not in path.name}
@@ -165,7 +182,7 @@ def _print(reports: dict, masks: dict) -> None:  # type: ignore[type-arg]
             f"{name:<36}{100 * old:>8.2f}{100 * parent:>8.2f}{100 * (parent - old):>8.2f}{100 * new:>8.2f}   "
             f"{golden['verdict']}: {golden['detail']}"
         )
-        print(f"{'':<36}{report['device']['processor']}, {' '.join(report['device']['int8_flags'] or ())}")
+        print(f"{'':<36}{report['device']['processor'] or 'no name'}, {' '.join(report['device']['int8_flags'] or ())}")
     here, there = masks.values()
     if set(here) != set(there):
         sys.exit("the two sides did not make the same masks")

@@ -20,7 +20,7 @@ from edge_ilseg.planning import plan_base, plan_step
 from edge_ilseg.workspace import create_workspace
 
 NEW_CLASSES = ("star", "ring")
-BASE_ITERATIONS, STEP_ITERATIONS = 700, 120
+BASE_ITERATIONS, STEP_ITERATIONS = 500, 80
 TEST_IMAGES = 150
 DATA = DataConfig(kind="shapes", options={"test": TEST_IMAGES}, eval_split="test", setup="disjoint")
 DATA_TEXT = "shapes:"
