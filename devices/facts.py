@@ -78,7 +78,7 @@ def read_device_facts(*, proc: Path = Path("/proc"), sysfs: Path = Path("/sys"))
         machine=platform.machine() or None,
         processor=attempt("processor", lambda: _processor(cpuinfo, proc)),
         int8_flags=attempt("int8_flags", lambda: parse_int8_flags(cpuinfo)),
-        cores=attempt("cores", lambda: len(os.sched_getaffinity(0))),
+        cores=attempt("cores", usable_cores),
         governor=attempt("governor", lambda: _line(sysfs / "devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         memory_mib=attempt("memory_mib", lambda: parse_memory_mib((proc / "meminfo").read_text())),
         load_average=attempt("load_average", os.getloadavg),
@@ -88,6 +88,11 @@ def read_device_facts(*, proc: Path = Path("/proc"), sysfs: Path = Path("/sys"))
         versions={name: attempt(f"versions.{name}", partial(metadata.version, name)) for name in PACKAGES},
         missing=missing,
     )
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use; all of the machine where the system does not tell (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_processor(cpuinfo: str) -> str:

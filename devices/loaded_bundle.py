@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision, Runtime
 from edge_ilseg.devices.evaluation import check_channels
-from edge_ilseg.devices.runtime import Session, check_fit, installed_runtimes, load_session
+from edge_ilseg.devices.runtime import Hint, Session, check_fit, installed_runtimes, load_session
 from edge_ilseg.devices.verify_report import BundleFacts, ModelFacts
 from edge_ilseg.errors import BundleError, check_extra
 
@@ -52,7 +52,12 @@ def choose_model(manifest: Manifest, runtime: Runtime | None, precision: Precisi
 
 
 def load_bundle(
-    folder: Path, manifest: Manifest, runtime: Runtime, precision: Precision, threads: int | None
+    folder: Path,
+    manifest: Manifest,
+    runtime: Runtime,
+    precision: Precision,
+    threads: int | None,
+    hint: Hint = "latency",
 ) -> LoadedBundle:
     """Load a model and its golden arrays, and check that they are what the manifest declares.
 
@@ -65,7 +70,7 @@ def load_bundle(
     except BundleError as error:
         error.where = folder
         raise
-    session = load_session(folder, entry, threads=threads)
+    session = load_session(folder, entry, threads=threads, hint=hint)
     check_fit(session, manifest, where=folder / entry.files[0])
     size = (session.input_height_px, session.input_width_px)
     images = read_golden(folder / manifest.golden_images, (*size, 3))
@@ -80,6 +85,16 @@ def load_bundle(
         )
     check_channels(masks, len(manifest.classes))
     return LoadedBundle(folder, manifest, entry, session, images, masks)
+
+
+def for_throughput(loaded: LoadedBundle, threads: int | None) -> LoadedBundle:
+    """The same model once more, loaded to run several images at the same time.
+
+    Raises:
+        BundleError: the runtime refuses it.
+    """
+    session = load_session(loaded.folder, loaded.entry, threads=threads, hint="throughput")
+    return msgspec.structs.replace(loaded, session=session)
 
 
 def read_golden(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.uint8]:

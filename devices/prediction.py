@@ -29,6 +29,7 @@ from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_ma
 from edge_ilseg.devices.evaluation import check_channels
 from edge_ilseg.devices.loaded_bundle import LoadedBundle, choose_model, load_bundle, model_facts
 from edge_ilseg.devices.overlay import PaintedClass, class_shares, draw_overlay
+from edge_ilseg.devices.runtime import Hint
 from edge_ilseg.devices.sources import Source, SourceReader, find_sources, shown_path
 from edge_ilseg.devices.stream import stream
 from edge_ilseg.devices.verify_report import BundleFacts, ModelFacts
@@ -115,6 +116,7 @@ def predict_images(
     runtime: Runtime | None = None,
     precision: Precision | None = None,
     threads: int | None = None,
+    hint: Hint = "latency",
     alpha: float | None = DEFAULT_ALPHA,
     replace: bool = False,
     progress: ProgressCallback = no_progress,
@@ -128,6 +130,7 @@ def predict_images(
         runtime: `None` takes the first installed runtime that the bundle has a model for.
         precision: `None` takes int8 where the bundle has it, else fp32, else fp16.
         threads: how many threads the runtime may use; `None` leaves the choice to the runtime.
+        hint: `throughput` runs several images at the same time.
         alpha: weight of the class colours in the overlays, 0..1; `None` writes no overlays.
         replace: whether results that are there already may be replaced.
         progress: told the share of the images that is done.
@@ -144,7 +147,7 @@ def predict_images(
     check_files(folder, manifest)
     sources = find_sources(arguments, [out / MASKS, out / OVERLAYS])
     _prepare_places(out, sources, with_overlays=alpha is not None, replace=replace)
-    loaded = load_bundle(folder, manifest, *choose_model(manifest, runtime, precision), threads)
+    loaded = load_bundle(folder, manifest, *choose_model(manifest, runtime, precision), threads, hint)
     images, bad_images = _run(loaded, sources, out, alpha, progress)
     return Predictions(
         format="edge-ilseg-predictions",

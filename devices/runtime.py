@@ -3,26 +3,30 @@
 1. A runtime is imported only when a session of it is loaded; a missing one is an error that names the extra.
 2. Every model has one input `image` (uint8, 1 x H x W x 3, static) and the outputs that its entry lists: `mask` (uint8,
    1 x H x W) and, on request, `logits` (float32, 1 x K x H x W). Anything else is refused when the session is loaded.
-3. Floating-point layers run in float32 in both runtimes. OpenVINO would choose bfloat16 by itself on a processor that
+3. A session that is loaded for throughput runs several images at the same time, each with fewer threads; one that is
+   loaded for latency, the default, runs one with all of them. Both give the same masks.
+4. Floating-point layers run in float32 in both runtimes. OpenVINO would choose bfloat16 by itself on a processor that
    has it: the masks, and with them every verdict, would then depend on the processor and not on the bundle.
-4. Whatever a runtime says against a model file becomes a `BundleError`; no runtime prints.
-5. A device tells nobody that it runs: OpenVINO's telemetry is never loaded.
+5. Whatever a runtime says against a model file becomes a `BundleError`; no runtime prints.
+6. A device tells nobody that it runs: OpenVINO's telemetry is never loaded.
 """
 
 from __future__ import annotations
 
 import functools
+import queue
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Runtime
+from edge_ilseg.devices.facts import usable_cores
 from edge_ilseg.errors import BundleError, MissingPackageError, check_extra
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 INPUT_NAME = "image"
 OPENVINO_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-"""How every model is compiled (rule 3); the export compares models that are compiled in the same way."""
+"""How every model is compiled (rule 4); the export compares models that are compiled in the same way."""
 IDLE_LAYERS = frozenset({"Input", "Output", "Const"})
 ORT_LOG_FATAL = 4
 IR_START = b"<?xml"
@@ -38,6 +42,7 @@ OUTPUT_LAYOUT = {"mask": ("uint8", 3), "logits": ("float32", 4)}
 """Element type and number of axes of each output."""
 
 Shape = tuple[int | None, ...]
+Hint = Literal["latency", "throughput"]
 
 
 class Port(msgspec.Struct, frozen=True):
@@ -57,17 +62,20 @@ class Opened(msgspec.Struct, frozen=True):
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     precisions: dict[str, int] | None
+    concurrent_runs: int
+    """Calls of `run` that may go on at the same time."""
     run: Callable[[NDArray[np.uint8], str], NDArray[Any]]
 
 
 class Session:
-    """A model that is ready to run. Not safe for use from several threads at once.
+    """A model that is ready to run, from as many threads at once as `concurrent_runs` says.
 
     Attributes:
         runtime_version: name and version of the runtime, `"onnxruntime 1.32.0"`.
         input_height_px, input_width_px: size of the images that the model takes.
         class_count: channels of the `logits` output; `None` where the model has no such output.
         executed_precisions: how many layers run in which element type; `None` where the runtime does not tell.
+        concurrent_runs: images that may be run at the same time; 1 in a session that was loaded for latency.
     """
 
     def __init__(self, opened: Opened, entry: ModelEntry, path: Path) -> None:
@@ -77,6 +85,7 @@ class Session:
         self.class_count = opened.outputs["logits"].shape[1] if "logits" in entry.outputs else None
         self.runtime_version = opened.version
         self.executed_precisions = opened.precisions
+        self.concurrent_runs = opened.concurrent_runs
         self._run = opened.run
         self._output_names = entry.outputs
         self._path = path
@@ -112,7 +121,12 @@ class Session:
 
 
 def load_session(
-    bundle_folder: Path, entry: ModelEntry, *, threads: int | None = None, simulated: bool = False
+    bundle_folder: Path,
+    entry: ModelEntry,
+    *,
+    threads: int | None = None,
+    simulated: bool = False,
+    hint: Hint = "latency",
 ) -> Session:
     """Load one model of a bundle.
 
@@ -122,6 +136,7 @@ def load_session(
         entry: which model.
         threads: how many threads the runtime may use; `None` leaves the choice to the runtime.
         simulated: compute int8 in float, as scales and zero points say, without integer kernels.
+        hint: what it is loaded for (rule 3).
 
     Raises:
         MissingPackageError: the runtime is not installed, or does not start.
@@ -130,7 +145,7 @@ def load_session(
     path = bundle_folder / entry.files[0]
     if not path.is_file():
         raise BundleError("a model file is missing", where=path, hint="copy or export the bundle again")
-    return Session(RUNTIMES[entry.runtime](path, threads, simulated), entry, path)
+    return Session(RUNTIMES[entry.runtime](path, threads, simulated, hint), entry, path)
 
 
 def check_fit(session: Session, manifest: Manifest, *, where: object = None) -> None:
@@ -240,14 +255,17 @@ def _check_outputs(outputs: Mapping[str, Port], entry: ModelEntry, height_px: in
             )
 
 
-def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool) -> Opened:
-    """Open a model on onnxruntime's CPU provider; simulated: without graph optimizations."""
+def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool, hint: Hint) -> Opened:
+    """Open a model on onnxruntime's CPU provider; simulated: not optimized; for throughput one thread a run."""
     ort: Any = _import_runtime("onnxruntime")
     failures = _onnxruntime_errors()
     options = ort.SessionOptions()
     options.log_severity_level = ORT_LOG_FATAL
     options.inter_op_num_threads = 1
-    if threads is not None:
+    concurrent_runs = 1
+    if hint == "throughput":
+        concurrent_runs, options.intra_op_num_threads = threads or usable_cores(), 1
+    elif threads is not None:
         options.intra_op_num_threads = threads
     if simulated:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -268,17 +286,21 @@ def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool) -> Op
         inputs={port.name: _onnxruntime_port(port) for port in session.get_inputs()},
         outputs={port.name: _onnxruntime_port(port) for port in session.get_outputs()},
         precisions=None,
+        concurrent_runs=concurrent_runs,
         run=run,
     )
 
 
-def _open_in_openvino(path: Path, threads: int | None, simulated: bool) -> Opened:
-    """Open a model on OpenVINO's CPU device, compiled for latency; simulated: without low-precision transformations."""
+def _open_in_openvino(path: Path, threads: int | None, simulated: bool, hint: Hint) -> Opened:
+    """Open a model on OpenVINO's CPU device; simulated: without low-precision transformations.
+
+    For throughput: with as many requests as OpenVINO thinks best for this model on this processor.
+    """
     openvino: Any = _import_runtime("openvino")
     with path.open("rb") as file:
         if file.read(len(IR_START)) != IR_START:  # OpenVINO would try its readers of other formats, which print
             raise _refused(path, "openvino", ValueError("not an OpenVINO IR, which is XML"))
-    settings: dict[str, Any] = dict(OPENVINO_SETTINGS)
+    settings: dict[str, Any] = {**OPENVINO_SETTINGS, "PERFORMANCE_HINT": hint.upper()}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     if simulated:
@@ -286,16 +308,22 @@ def _open_in_openvino(path: Path, threads: int | None, simulated: bool) -> Opene
     try:
         core = openvino_core()
         compiled = core.compile_model(core.read_model(path), "CPU", settings)
-        request = compiled.create_infer_request()
+        best = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if hint == "throughput" else 1
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(best):
+            requests.put(compiled.create_infer_request())
     except RuntimeError as error:
         raise _refused(path, "openvino", error) from error
 
     def run(image_NHWC: NDArray[np.uint8], output: str) -> NDArray[Any]:
+        request = requests.get()
         try:
             request.infer({INPUT_NAME: image_NHWC}, share_inputs=True, share_outputs=True)
+            result: NDArray[Any] = request.get_tensor(output).data.copy()  # the next run overwrites the tensor
         except RuntimeError as error:
             raise _failed(path, "openvino", error) from error
-        result: NDArray[Any] = request.get_tensor(output).data.copy()  # the next run overwrites the tensor
+        finally:
+            requests.put(request)
         return result
 
     return Opened(
@@ -303,11 +331,12 @@ def _open_in_openvino(path: Path, threads: int | None, simulated: bool) -> Opene
         inputs=_openvino_ports(compiled.inputs, (INPUT_NAME,)),
         outputs=_openvino_ports(compiled.outputs, tuple(OUTPUT_LAYOUT)),
         precisions=layer_precisions(compiled),
+        concurrent_runs=best,
         run=run,
     )
 
 
-RUNTIMES: dict[Runtime, Callable[[Path, int | None, bool], Opened]] = {
+RUNTIMES: dict[Runtime, Callable[[Path, int | None, bool, Hint], Opened]] = {
     "onnxruntime": _open_in_onnxruntime,
     "openvino": _open_in_openvino,
 }

@@ -1,8 +1,9 @@
 """Images through a model, with all that can overlap overlapping: decode and resize, run, and what the caller does.
 
-1. Decoding and resizing run in a few threads, the model in one of its own, and the caller's work in the caller's:
-   Pillow and both runtimes give up Python's lock while they compute.
-2. Results come in the order of the ids. At most `AHEAD` images are on their way, so memory does not grow with their
+1. Decoding and resizing run in a few threads, the model in as many as its session runs images at the same time (one,
+   unless it was loaded for throughput), and the caller's work in the caller's: Pillow and both runtimes give up
+   Python's lock while they compute.
+2. Results come in the order of the ids. A few images are on their way (`ahead`), so memory does not grow with their
    number.
 3. An image that cannot be read is a result with the reason; it ends nothing. What the model itself cannot do ends the
    stream: the next image would not fare better.
@@ -25,7 +26,8 @@ from edge_ilseg.errors import DataError
 from edge_ilseg.images import resize_image
 
 READERS = 2
-AHEAD = 6
+AHEAD = 5
+"""Images on their way beside those that the model runs."""
 
 T = TypeVar("T")
 Read = Callable[[str], tuple[NDArray[np.uint8], T]]
@@ -78,16 +80,17 @@ def stream(session: Session, ids: Iterable[str], read: Read[T]) -> Iterator[Stre
         mask_HW = session.mask(ready.input_HWC)
         return Streamed(image_id, mask_HW, ready.extra, (time.perf_counter_ns() - start_ns) / 1e6, None)
 
+    ahead = AHEAD + session.concurrent_runs
     with (
         ThreadPoolExecutor(READERS, "edge-ilseg-read") as readers,
-        ThreadPoolExecutor(1, "edge-ilseg-run") as runner,
+        ThreadPoolExecutor(session.concurrent_runs, "edge-ilseg-run") as runner,
     ):
         under_way: deque[Future[Streamed[T]]] = deque()
         waiting_ids = iter(ids)
         try:
             for image_id in waiting_ids:
                 under_way.append(runner.submit(run, image_id, readers.submit(prepare, image_id)))
-                if len(under_way) >= AHEAD:
+                if len(under_way) >= ahead:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()

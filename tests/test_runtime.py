@@ -224,7 +224,7 @@ SIGNAL_AFTER_TWO_MODELS = """
 import signal, sys
 from pathlib import Path
 from edge_ilseg.devices.runtime import RUNTIMES
-first, second, third = (RUNTIMES["openvino"](Path(sys.argv[1]), None, False) for _ in range(3))
+first, second, third = (RUNTIMES["openvino"](Path(sys.argv[1]), None, False, "latency") for _ in range(3))
 del first, second, third
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
 signal.raise_signal(signal.SIGUSR1)

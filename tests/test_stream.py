@@ -65,6 +65,7 @@ class Watched:
 
     def __init__(self, session: Session, before: Callable[[int], None] | None = None) -> None:
         self.input_height_px, self.input_width_px = session.input_height_px, session.input_width_px
+        self.concurrent_runs = session.concurrent_runs
         self._session, self._before = session, before
         self.masked: list[int] = []
         self.threads: set[int] = set()
@@ -213,10 +214,36 @@ def test_no_more_than_a_few_images_are_under_way_however_slow_the_caller_is(sess
 
     results = stream(session, endless_ids(), source.read)
     for received, _ in enumerate(itertools.islice(results, 25), start=1):
-        wait_until(lambda n=received: len(source.started) == n - 1 + AHEAD)  # the one in hand is one of them
+        wait_until(
+            lambda n=received: len(source.started) == n - 1 + AHEAD + 1
+        )  # one runs; the one in hand is one of them
         time.sleep(0.002)
-        assert len(source.started) == asked == received - 1 + AHEAD
+        assert len(source.started) == asked == received - 1 + AHEAD + 1
     results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_session_for_throughput_gives_the_same_masks_in_the_same_order(runtime: Runtime, tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path / "b", GROWN, step_id="a", models=((runtime, "fp32"),))
+    session = load_session(tmp_path / "b", manifest.models[0], threads=2, hint="throughput")
+    assert session.concurrent_runs >= (2 if runtime == "onnxruntime" else 1)
+    images = color_images(60, NAMES, seed=9)
+    found = list(stream(session, ids(60), lambda image_id: (images[int(image_id)], None)))
+    assert [item.image_id for item in found] == ids(60)
+    for item, image_HWC in zip(found, images, strict=True):
+        assert item.mask_HW is not None
+        np.testing.assert_array_equal(item.mask_HW, nearest_color(image_HWC, NAMES))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_as_many_threads_as_a_session_says_may_use_it_at_once(runtime: Runtime, tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path / "b", GROWN, step_id="a", models=((runtime, "fp32"),))
+    session = load_session(tmp_path / "b", manifest.models[0], threads=4, hint="throughput")
+    images = color_images(200, NAMES, seed=10)
+    with ThreadPoolExecutor(session.concurrent_runs) as pool:
+        masks = list(pool.map(session.mask, images))
+    for mask_HW, image_HWC in zip(masks, images, strict=True):
+        np.testing.assert_array_equal(mask_HW, nearest_color(image_HWC, NAMES))
 
 
 def failing_network() -> onnx.ModelProto:
@@ -250,7 +277,7 @@ def test_what_the_model_cannot_do_ends_the_stream_after_the_images_before(tmp_pa
     with pytest.raises(BundleError, match="onnxruntime could not run the model"):
         collect(seen, stream(session, ids(100), read))
     assert seen == ids(5)
-    assert max(source.started) < 5 + AHEAD
+    assert max(source.started) < 5 + AHEAD + 1
     assert own_threads() == []
 
 

@@ -16,6 +16,13 @@ workspace_argument = click.argument(
     "workspace", type=click.Path(file_okay=False, path_type=Path), default=Path("."), metavar="[WORKSPACE]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+hint_option = click.option(
+    "--hint",
+    type=click.Choice(["latency", "throughput"]),
+    default="latency",
+    show_default=True,
+    help="Run one image with all threads, or several at the same time.",
+)
 step_option = click.option(
     "--step", "step_name", metavar="STEP", help="Name or number of a step; the latest if left out."
 )

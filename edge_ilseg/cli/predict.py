@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import json_option
+from edge_ilseg.cli.options import hint_option, json_option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edge_ilseg.bundle import Precision, Runtime
     from edge_ilseg.devices.prediction import Predictions
+    from edge_ilseg.devices.runtime import Hint
 
 DEFAULT_ALPHA = 0.5
 
@@ -28,6 +29,7 @@ DEFAULT_ALPHA = 0.5
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the runtime; its own choice if left out."
 )
+@hint_option
 @click.option(
     "--alpha",
     type=click.FloatRange(0.0, 1.0),
@@ -46,6 +48,7 @@ def predict(
     runtime: Runtime | None,
     precision: Precision | None,
     threads: int | None,
+    hint: Hint,
     alpha: float | None,
     no_overlay: bool,
     replace: bool,
@@ -84,6 +87,7 @@ def predict(
             runtime=runtime,
             precision=precision,
             threads=threads,
+            hint=hint,
             alpha=None if no_overlay else DEFAULT_ALPHA if alpha is None else alpha,
             replace=replace,
             progress=progress,

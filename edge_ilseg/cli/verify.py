@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import data_option_option, json_option, parse_data_options, parse_data_text
+from edge_ilseg.cli.options import (
+    data_option_option,
+    hint_option,
+    json_option,
+    parse_data_options,
+    parse_data_text,
+)
 from edge_ilseg.cli.verify_remote import remote_options, verify_remotely
 from edge_ilseg.errors import ConfigError, EdgeIlsegError
 
 if TYPE_CHECKING:
     from edge_ilseg.bundle import Precision, Runtime
     from edge_ilseg.data.dataset import Dataset
+    from edge_ilseg.devices.runtime import Hint
 
 POSITIVE = click.IntRange(min=1)
 DEFAULT_SPLITS = ("test", "val")
@@ -40,6 +47,7 @@ DEFAULT_SPLITS = ("test", "val")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="The first installed if left out.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="int8 if there, else fp32.")
 @click.option("--threads", type=POSITIVE, metavar="N", help="Threads of the runtime; its own choice if left out.")
+@hint_option
 @click.option("--latency-runs", type=POSITIVE, default=30, show_default=True, metavar="N", help="Warm runs to time.")
 @click.option("--max-old-drop", type=float, help="Points of old-class mIoU: 2, given --data and --against.")
 @click.option("--max-class-drop", type=float, help="Points of IoU that a single old class may lose.")
@@ -69,6 +77,7 @@ def verify(
     runtime: Runtime | None,
     precision: Precision | None,
     threads: int | None,
+    hint: Hint,
     latency_runs: int,
     max_old_drop: float | None,
     max_class_drop: float | None,
@@ -139,7 +148,7 @@ def verify(
         click.echo(f"split: {split} of {data_text}", err=True)
     if on or ssh_option_items or remote_pythons or remote_folders:
         ctx.exit(verify_remotely(ctx, dataset, split, limits))
-    request = VerifyRequest(runtime=runtime, precision=precision, threads=threads, latency_runs=latency_runs)
+    request = VerifyRequest(runtime=runtime, precision=precision, threads=threads, latency_runs=latency_runs, hint=hint)
     request = with_profile(
         msgspec.structs.replace(request, split=split or "test", max_images=max_images),
         profile_name,
