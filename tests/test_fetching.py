@@ -305,6 +305,12 @@ def test_a_connection_that_is_cut_again_and_again_brings_every_byte_once(
     assert len(server.requests) >= len(large.data) // cut_bytes
 
 
+def test_an_index_that_is_cut_goes_on_where_it_was_cut(server: HostileServer, pack: Pack, tmp_path: Path) -> None:
+    server.faults.extend([cut_after(100), hang_up, cut_after(300)])
+    fetch(server, pack, tmp_path)
+    assert [item[0] for item in server.ranges[:4] if item] == [0, 100, 100, 400]
+
+
 @pytest.mark.usefixtures("no_waits")
 def test_a_server_without_ranges_that_is_cut_is_given_up(server: HostileServer, pack: Pack, tmp_path: Path) -> None:
     def fault(exchange: object) -> None:
@@ -400,7 +406,7 @@ def test_a_server_that_ignores_ranges_is_read_through_once(
     assert len(plan.ranges) > 2
     fetched = fetch(server, pack, tmp_path, slot)
     assert len(server.requests) == 2
-    assert fetched.part.stat().st_blocks * 512 < 0.5 * len(pack.data)
+    assert fetched.part.stat().st_blocks * 512 <= plan.bytes + 2 * 4096 * len(plan.ranges)
 
 
 # Starts after a power cut (rule 2)
@@ -446,14 +452,15 @@ def test_a_torn_tail_is_fetched_again_and_that_alone(
     end = torn.offset + torn.stored_bytes if tear == "one bit" else chunks[-1].offset + chunks[-1].stored_bytes
     assert fetch(server, pack, tmp_path).fetched_bytes == end - torn.offset
     assert server.ranges == [(torn.offset, end)]
+    assert part.stat().st_size <= len(pack.data)
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"x" * 5000, b"x" * 1_000_000])
-def test_a_damaged_index_is_fetched_again(data: bytes, server: HostileServer, pack: Pack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tear", [*TEARS, "emptied"])
+def test_a_damaged_index_is_fetched_again(tear: str, server: HostileServer, pack: Pack, tmp_path: Path) -> None:
     fetch(server, pack, tmp_path)
     server.requests.clear()
     index = part_of(pack, tmp_path).with_suffix(".index")
-    index.write_bytes(data)
+    index.write_bytes(b"" if tear == "emptied" else TEARS[tear](index.read_bytes(), 500))
     assert fetch(server, pack, tmp_path).fetched_bytes == pack.ref.index_bytes
     assert server.ranges == [(0, pack.ref.index_bytes)]
     assert index.read_bytes() == pack.data[: pack.ref.index_bytes]
@@ -841,7 +848,8 @@ ANY_FAULT: list[Fault | None] = [
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("no_waits")
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=st.lists(st.sampled_from(ANY_FAULT), max_size=12), has_slot=st.booleans())
 def test_any_faults_end_in_the_right_bytes_or_a_clear_error_and_the_next_start_goes_on(
     script: list[Fault | None],

@@ -212,6 +212,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a torn head": lambda path: overwrite(path, 0, bytes(512)),
     "a torn page of the tables": lambda path: overwrite(path, 100, b"\xff" * 2000),
     "torn pages": lambda path: overwrite(path, 8192, b"\xff" * 16384),
+    "a torn page of old events": lambda path: overwrite(path, 40_960, b"\xff" * 4096),
     "zeroed pages": lambda path: overwrite(path, 8192, bytes(16384)),
     "cut in the middle": lambda path: os.truncate(path, path.stat().st_size // 2 // 4096 * 4096 + 100),
 }

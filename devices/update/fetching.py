@@ -293,10 +293,8 @@ def _forms(index: PackIndex) -> tuple[tuple[ChunkFetch, ...], ...]:
 def _from_part(index: PackIndex, forms: Sequence[ChunkFetch], source: ChunkSource, part: PartFile) -> bytes | None:
     """A chunk that the part has in one of its forms."""
     for item in forms:
-        stored = part.read(item.offset, item.stored_bytes)
-        if len(stored) < item.stored_bytes:
-            continue
         with suppress(UpdateError):  # it has never arrived, or not whole
+            stored = part.read(item.offset, item.stored_bytes)
             return rebuild_chunk(index, item, stored, _read_base(source, item))
     return None
 

@@ -31,7 +31,7 @@ MAX_PACK_BYTES = 4 << 30
 MAX_INDEX_BYTES = 16 << 20
 UPDATE_AGENT = "update edge-ilseg on this device"
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Number = Annotated[int, Meta(ge=1, le=2**53)]
 
