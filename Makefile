@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo-workspace
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check lint format clean
 
 demo: $(VENV)/all.installed
 	$(BIN)/edge-ilseg demo $(DEMO) --replace
@@ -15,13 +15,15 @@ test: $(VENV)/dev.installed
 	$(BIN)/python -m pytest -m "not exhaustive"
 
 test-all: test
-	$(BIN)/python -m pytest -m exhaustive
+	$(BIN)/python -m pytest -n 2 -m exhaustive
 
-check: $(VENV)/dev.installed
+check: lint
+	$(BIN)/python -m pytest -q -m "not slow and not exhaustive"
+
+lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not exhaustive"
 
 format: $(VENV)/dev.installed
 	$(BIN)/ruff format .

@@ -22,7 +22,7 @@ from edge_ilseg.bundle import read_manifest
 from edge_ilseg.cli.options import parse_data_text
 from edge_ilseg.data import open_data
 from edge_ilseg.devices.evaluation import evaluate_session
-from edge_ilseg.devices.loaded_bundle import load_bundle
+from edge_ilseg.devices.loaded_bundle import for_throughput, load_bundle
 from edge_ilseg.devices.stream import stream
 from edge_ilseg.images import resize_image
 
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--long", type=int, default=10_000)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     dataset = open_data(parse_data_text(options.data))
     ids = dataset.ids(options.split)[: options.images]
@@ -54,6 +55,7 @@ def main() -> None:
             continue
         loaded = load_bundle(options.bundle, manifest, entry.runtime, "int8", options.threads)
         session = loaded.session
+        several = for_throughput(loaded, options.threads).session
         inputs = [resize_image(dataset.read_image(i), session.input_height_px, session.input_width_px) for i in ids]
 
         def bare(session=session, inputs=inputs) -> None:  # type: ignore[no-untyped-def]
@@ -64,23 +66,27 @@ def main() -> None:
             for _ in stream(session, ids, lambda image_id: (dataset.read_image(image_id), None)):
                 pass
 
+        def masks_at_once(session=several) -> None:  # type: ignore[no-untyped-def]
+            for _ in stream(session, ids, lambda image_id: (dataset.read_image(image_id), None)):
+                pass
+
         def whole(session=session) -> None:  # type: ignore[no-untyped-def]
             evaluate_session(session, dataset, ids, manifest)
 
-        names = ("bare model", "files to masks", "files to scores")
-        seconds = _in_turns((bare, masks, whole))
+        names = ("bare model", "files to masks", "files to scores", "masks, --hint throughput")
+        seconds = _in_turns((bare, masks, whole, masks_at_once), options.rounds)
         print(f"\n{entry.runtime} int8, {session.input_width_px}x{session.input_height_px}, {len(ids)} images")
         for name, value in zip(names, seconds, strict=True):
-            print(f"  {name:<18}{len(ids) / value:>8.1f} frames/s   {seconds[0] / value:>6.2f} of the bare model")
+            print(f"  {name:<26}{len(ids) / value:>8.1f} frames/s   {seconds[0] / value:>6.2f} of the bare model")
         print(f"  labels and counting take {100 * (seconds[2] - seconds[1]) / seconds[2]:.1f} % of the run")
         if options.long:
             for done, mib in _long_run(session, dataset, ids, options.long):
                 print(f"  after {done:>6} images: {mib:.1f} MiB resident")
 
 
-def _in_turns(sides: tuple[Callable[[], None], ...]) -> list[float]:
+def _in_turns(sides: tuple[Callable[[], None], ...], rounds: int) -> list[float]:
     times: list[list[float]] = [[] for _ in sides]
-    for run in range(ROUNDS + 1):
+    for run in range(rounds + 1):
         for side, kept in zip(sides, times, strict=True):
             start = time.perf_counter()
             side()
