@@ -57,7 +57,7 @@ def pair_up(new: Manifest, active: Manifest, runtime: Runtime, precision: Precis
             found=f"release {', '.join(offered)}",
             expected=f"active {', '.join(known)}",
         )
-    if later.step.parent_id != earlier.step.id or later.old_count != len(earlier.classes):
+    if later.step.parent_id != earlier.step.id:
         later = _as_step_of(later, earlier)
     new_entry, active_entry = new.model(runtime, precision), _entry_to_compare(active, runtime, precision)
     entries = (new_entry, active_entry) if is_back else (active_entry, new_entry)

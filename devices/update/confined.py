@@ -31,9 +31,9 @@ from edge_ilseg.errors import UpdateError
 
 POLL_S = 0.05
 RSS_POLL_S = 0.2
-OVERHEAD_MIB, PER_CORE_MIB = 256, 48
-"""Private memory beyond what is touched: Python and its packages; of each core, the stacks and arenas of the threads of
-numpy, of the runtime, and of this project."""
+OVERHEAD_MIB, PER_THREAD_MIB = 256, 48
+"""Private memory beyond what is touched: Python and its packages; for each core or thread, stacks and arenas of the
+threads of numpy, of the runtime and of this project."""
 TAIL_BYTES = 4096
 KEPT_VARIABLES = frozenset(
     {
@@ -154,9 +154,9 @@ def confine(*, cpu_s: int, data_mib: int, file_mib: int, nice: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def data_limit_mib(memory_mib: int) -> int:
-    """Private memory that a process needs at least to have `memory_mib` of it resident (rule 4)."""
-    return memory_mib + OVERHEAD_MIB + PER_CORE_MIB * (os.cpu_count() or 1)
+def data_limit_mib(memory_mib: int, threads: int | None) -> int:
+    """Private memory that lets a process have `memory_mib` of it resident (rule 4), with so many threads a runtime."""
+    return memory_mib + OVERHEAD_MIB + PER_THREAD_MIB * max(os.cpu_count() or 1, threads or 1)
 
 
 def cpu_limit_s(timeout_s: float) -> int:

@@ -61,7 +61,7 @@ def run_gate(slot: Path, active: Path | None, release: Release, settings: GateSe
             limits=release.limits,
             settings=_absolute(settings),
             work=str(folder),
-            data_limit_mib=data_limit_mib(settings.memory_mib),
+            data_limit_mib=data_limit_mib(settings.memory_mib, settings.threads),
             cpu_limit_s=cpu_limit_s(settings.timeout_s),
             file_limit_mib=LOG_MIB
             + max((_largest_mib(item) for item in (slot, active) if item is not None), default=0),

@@ -53,8 +53,6 @@ class Sides(NamedTuple):
     active: Path | None
     is_back: bool
     """The new one is the older one: the active bundle is verified against it (`comparable.py`)."""
-    added: frozenset[str]
-    """Classes that are new: to the active model, or of the bundle's own step where nothing is compared."""
     background: str | None
 
 
@@ -85,13 +83,12 @@ def main() -> None:
 
 def judge(request: GateRequest) -> GateVerdict:
     """Verify the bundle of a slot as the request says, and judge what comes out."""
-    from edge_ilseg.bundle import check_files, read_manifest
+    from edge_ilseg.bundle import read_manifest
     from edge_ilseg.devices.update.gate_judgement import decide
 
     bundle = Path(request.slot) / BUNDLE
     try:
-        manifest = read_manifest(bundle)
-        check_files(bundle, manifest)
+        manifest = read_manifest(bundle)  # its files are hashed by the verification
         if manifest.bundle_id != request.bundle_id:
             raise BundleError(
                 "the slot holds another bundle than the release names",
@@ -184,7 +181,7 @@ def _sides(request: GateRequest, manifest: Manifest, verify: VerifyRequest) -> S
     runtime, precision = verify.runtime, verify.precision
     has_model = any((entry.runtime, entry.precision) == (runtime, precision) for entry in manifest.models)
     if request.active is None or runtime is None or precision is None or not has_model:
-        return Sides(bundle, None, False, frozenset(manifest.class_names[manifest.old_count :]), manifest.background)
+        return Sides(bundle, None, is_back=False, background=manifest.background)
     active = Path(request.active) / BUNDLE
     active_manifest = read_manifest(active)
     check_files(active, active_manifest)
@@ -194,7 +191,6 @@ def _sides(request: GateRequest, manifest: Manifest, verify: VerifyRequest) -> S
         new=write_view(bundle, new, work / "new"),
         active=write_view(active, old, work / "active"),
         is_back=pair.is_back,
-        added=frozenset(new.class_names[new.old_count :]),
         background=manifest.background,
     )
 
@@ -222,7 +218,6 @@ def _verify(verify: VerifyRequest, sides: Sides, labels: tuple[Labels, ...], fra
     runs: list[Run] = []
     for item in _passes(sides, labels, frames):
         given = item.labels
-        shows_new = given is not None and not sides.added.isdisjoint(given.dataset.info.classes)
         asked = msgspec.structs.replace(
             verify,
             split=given.split if given is not None else verify.split,
@@ -231,7 +226,6 @@ def _verify(verify: VerifyRequest, sides: Sides, labels: tuple[Labels, ...], fra
                 labels=given is not None,
                 parent=item.against is not None,
                 frames=item.frames is not None,
-                new_labels=shows_new and item.direction != "back",
             ),
         )
         if runs:  # speed and memory are known

@@ -288,12 +288,12 @@ def _pct(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def limits_for(limits: Limits, *, labels: bool, parent: bool, frames: bool, new_labels: bool) -> Limits:
-    """Those limits that can be measured with what is there (rule 2)."""
+def limits_for(limits: Limits, *, labels: bool, parent: bool, frames: bool) -> Limits:
+    """Those limits that can be measured with what is given (rule 2)."""
     needs = {
         "max_old_miou_drop_pct": labels and parent,
         "max_class_drop_pct": labels and parent,
-        "min_new_miou_pct": labels and new_labels,
+        "min_new_miou_pct": labels,
         "min_agreement_pct": frames and parent,
         "max_moved_pct": frames and parent,
     }

@@ -52,8 +52,9 @@ def run(root: Path, frames: Path, masks: Path, *, follow: bool, stop: threading.
                 model = application.current()
                 try:
                     if model.changed or session is None:
+                        for note in model.notes:
+                            print(note, file=sys.stderr)
                         session = load(model)
-                        print(*model.notes, sep="\n", end="", file=sys.stderr)
                     start_s = time.perf_counter()
                     mask_HW = session.mask(resize_image(image_HWC, session.input_height_px, session.input_width_px))
                     latency_ms = (time.perf_counter() - start_s) * 1000
