@@ -79,6 +79,7 @@ def ask(slots: Slots, given: GateSettings, tmp_path: Path, release: Release | No
             limits=release.limits,
             settings=given,
             work=str(work),
+            agent_pid=os.getpid(),
             data_limit_mib=1,
             cpu_limit_s=1,
             file_limit_mib=1,
@@ -154,6 +155,7 @@ def test_images_shipped_with_the_release_are_used(forgetful: Slots, images: Path
     assert "grass" in verdict.forgotten
 
 
+@pytest.mark.slow
 def test_labels_of_the_device_and_labels_of_the_release_are_both_judged(
     forgetful: Slots, images: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +170,7 @@ def test_labels_of_the_device_and_labels_of_the_release_are_both_judged(
     assert both.forgotten[0] == "grass"
 
 
+@pytest.mark.slow
 def test_images_that_nobody_has_split_are_all_used(good: Slots, tmp_path: Path) -> None:
     unsplit = write_color_folder(tmp_path / "unsplit", count=30)
     shutil.rmtree(unsplit / "splits")
@@ -190,6 +193,7 @@ def test_what_broke_a_limit_is_not_taken_as_unjudged(good: Slots, tmp_path: Path
     assert "model size" in verdict.reason
 
 
+@pytest.mark.slow
 def test_a_first_model_has_nothing_to_be_compared_with(good: Slots, images: Path, tmp_path: Path) -> None:
     verdict = run_gate(good[1], None, release_of(good[1]), settings(images), work=tmp_path / "work")
     assert verdict.outcome == "cannot be judged"
@@ -220,6 +224,7 @@ def test_a_few_frames_prove_nothing(good: Slots, images: Path, tmp_path: Path) -
     assert "12 frames, and 13 are needed" in verdict.reason
 
 
+@pytest.mark.slow
 def test_too_few_labelled_images_are_no_proof_unless_the_owner_says_so(good: Slots, tmp_path: Path) -> None:
     one = write_color_folder(tmp_path / "one", count=1)
     verdict = ask(good, settings(one), tmp_path)
@@ -227,6 +232,7 @@ def test_too_few_labelled_images_are_no_proof_unless_the_owner_says_so(good: Slo
     assert ask(good, settings(one, accept_too_few=True), tmp_path).is_taken
 
 
+@pytest.mark.slow
 def test_too_few_images_of_the_device_do_not_matter_where_those_of_the_release_prove_it(
     good: Slots, images: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +256,7 @@ def test_the_devices_own_limits_make_signed_ones_stricter_and_never_looser() -> 
     assert (looser.max_old_miou_drop_pct, looser.min_golden_agreement) == (2.0, 0.999)
 
 
+@pytest.mark.slow
 def test_own_limits_and_those_of_the_profile_hold_in_the_gate(good: Slots, images: Path, tmp_path: Path) -> None:
     own = settings(images, limits=OwnLimits(max_model_mib=1e-6))
     assert "model size" in ask(good, own, tmp_path).reason
@@ -263,6 +270,7 @@ def test_own_limits_and_those_of_the_profile_hold_in_the_gate(good: Slots, image
     assert "1e-06" in verdict.reason
 
 
+@pytest.mark.slow
 def test_a_profile_that_says_nothing_of_bad_images_forbids_none(good: Slots, images: Path, tmp_path: Path) -> None:
     profile = tmp_path / "plain.toml"
     profile.write_text(f'description = "plain"\nmachine = "{os.uname().machine}"\nint8_flags = []\n')
@@ -274,6 +282,7 @@ def test_a_profile_that_says_nothing_of_bad_images_forbids_none(good: Slots, ima
     assert (verdict.outcome, verdict.images) == ("passed", 11)
 
 
+@pytest.mark.slow
 def test_a_signed_limit_that_cannot_be_measured_here_is_left_out(good: Slots, images: Path, tmp_path: Path) -> None:
     limits = Limits(min_agreement_pct=99.0, max_moved_pct=1.0, min_new_miou_pct=50.0, max_class_drop_pct=5.0)
     assert ask(good, settings(images), tmp_path, release_of(good[0], limits)).outcome == "passed"
@@ -321,11 +330,10 @@ def test_a_model_that_hangs_is_killed_with_everything_that_it_started(
     runtime: Runtime, images: Path, tmp_path: Path
 ) -> None:
     slots = family_slots(tmp_path, network=looping_network(ENDLESS), models=((runtime, "fp32"),))
-    before = gate_processes()
     verdict = run(slots, settings(images, timeout_s=6), tmp_path)
     assert (verdict.outcome, verdict.is_taken, verdict.is_final) == ("crashed", False, False)
     assert verdict.reason == "it took longer than 6 s, and was killed"
-    assert gate_processes() <= before
+    assert gate_processes(tmp_path / "work") == frozenset()
     assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -333,10 +341,9 @@ def test_a_model_that_hangs_is_killed_with_everything_that_it_started(
 def test_a_runtime_that_is_killed_by_a_signal_is_a_crash_that_names_it(images: Path, tmp_path: Path) -> None:
     """No model is known that takes one of the runtimes down; the signal is the one that such a model would raise."""
     slots = family_slots(tmp_path, network=looping_network(ENDLESS))
-    before = gate_processes()
 
     def shoot() -> None:
-        while not (found := gate_processes() - before):
+        while not (found := gate_processes(tmp_path / "work")):
             time.sleep(0.02)
         os.kill(min(found), signal.SIGSEGV)
 
@@ -387,7 +394,7 @@ def test_the_child_is_held_to_its_limits_by_the_kernel() -> None:
         import os, resource
         from pathlib import Path
         from edge_ilseg.devices.update.confined import confine
-        confine(cpu_s=77, data_mib=900, file_mib=3, nice=5)
+        confine(parent_pid=os.getppid(), cpu_s=77, data_mib=900, file_mib=3, nice=5)
         kinds = ("RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE")
         print(*(resource.getrlimit(getattr(resource, kind)) for kind in kinds), os.nice(0), sep="|")
         print(Path("/proc/self/oom_score_adj").read_text().strip())
@@ -448,6 +455,7 @@ def test_a_damaged_slot_is_refused_and_a_damaged_active_model_is_no_fault_of_the
     assert (verdict.outcome, verdict.is_taken) == ("cannot be judged", False)
 
 
+@pytest.mark.slow
 def test_an_active_model_that_computes_wrongly_is_no_measure(images: Path, tmp_path: Path) -> None:
     write_bundle(tmp_path / "parent", BASE, step_id="a" * 64, wrong_golden_share=0.5)
     write_bundle(tmp_path / "child", GROWN, step_id="b" * 64, parent_id="a" * 64)
@@ -480,6 +488,7 @@ def test_a_wrong_setting_of_the_device_is_no_verdict_on_the_release(
     assert words in verdict.reason
 
 
+@pytest.mark.slow
 def test_a_damaged_image_of_the_device_is_no_fault_of_the_release(good: Slots, images: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(images, own)
@@ -504,6 +513,7 @@ def test_an_active_model_for_another_runtime_alone_cannot_be_a_measure(
     assert "no model for onnxruntime" in verdict.reason
 
 
+@pytest.mark.slow
 def test_going_to_another_precision_is_judged_by_what_the_device_would_lose(images: Path, tmp_path: Path) -> None:
     int8 = (("onnxruntime", "int8"),)
     for forget, outcome in ((None, "passed"), ("apple", "refused")):
@@ -515,6 +525,7 @@ def test_going_to_another_precision_is_judged_by_what_the_device_would_lose(imag
         assert (verdict.outcome, verdict.precision) == (outcome, "int8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forget", [None, "boat"])
 def test_a_device_that_slept_through_a_step_judges_by_what_it_knows(
     forget: str | None, images: Path, tmp_path: Path
@@ -534,6 +545,7 @@ def test_a_device_that_slept_through_a_step_judges_by_what_it_knows(
         assert "new mIoU" in verdict.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forget", [None, "boat", "apple"])
 def test_a_step_that_was_trained_anew_must_keep_every_class(forget: str | None, images: Path, tmp_path: Path) -> None:
     write_bundle(tmp_path / "active", GROWN, step_id="b" * 64, parent_id="a" * 64)
@@ -543,6 +555,7 @@ def test_a_step_that_was_trained_anew_must_keep_every_class(forget: str | None, 
     assert forget is None or verdict.forgotten[0] == forget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forget", [None, "grass"])
 def test_a_device_that_is_sent_back_keeps_what_the_older_model_should_know(
     forget: str | None, images: Path, tmp_path: Path
@@ -619,16 +632,14 @@ def test_a_gate_whose_agent_is_killed_ends_with_it(tmp_path: Path) -> None:
         new, active = Path({str(slots[0])!r}), Path({str(slots[1])!r})
         run_gate(new, active, release_of(new), GateSettings(threads=1), work=Path({str(tmp_path / "work")!r}))
     """
-    before = gate_processes()
     agent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
-    while not gate_processes() - before:
+    while not gate_processes(tmp_path / "work"):
         assert agent.poll() is None
         time.sleep(0.02)
-    time.sleep(0.5)  # past its first lines, in which it asks to die with its parent
     agent.kill()
     agent.wait()
     end_s = time.monotonic() + 20
-    while gate_processes() - before:
+    while gate_processes(tmp_path / "work"):
         assert time.monotonic() < end_s
         time.sleep(0.02)
     verdict = run_gate(slots[0], slots[1], release_of(slots[0], bundle_id="0" * 64), settings(), work=tmp_path / "work")
@@ -645,6 +656,7 @@ def test_a_process_that_leaves_no_verdict_has_crashed(good: Slots, tmp_path: Pat
     assert Ended(0, None, 12.0, "a warning").problem is None
 
 
+@pytest.mark.slow
 def test_places_of_the_settings_are_those_of_the_agent(
     good: Slots, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -703,15 +715,15 @@ def flip_one_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def gate_processes() -> frozenset[int]:
-    """Processes on this machine that run the gate's child."""
-    return frozenset(_gate_processes())
+def gate_processes(work: Path) -> frozenset[int]:
+    """Processes of the gates that work in this folder; other tests run gates at the same time."""
+    return frozenset(_gate_processes(str(work.resolve())))
 
 
-def _gate_processes() -> Iterator[int]:
+def _gate_processes(work: str) -> Iterator[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"edge_ilseg.devices.update.gate_child" in (folder / "cmdline").read_bytes():
+            if os.readlink(folder / "cwd").startswith(f"{work}/"):
                 yield int(folder.name)
         except OSError:
             continue

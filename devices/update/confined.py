@@ -9,7 +9,8 @@
    network of 12 MB with two threads, OpenVINO reserves 541 MiB and touches 143, onnxruntime 348 and 126; under a limit
    of 512 MiB OpenVINO does not even start. `RLIMIT_DATA` counts private memory that can be written (187 and 162 MiB
    there): what Python and the stacks of threads reserve beyond what they touch is granted on top (`data_limit_mib`). It
-   holds a model that grows faster than anybody looks; resident memory (rule 2) is the limit that a user sets.
+   holds a model that grows faster than anybody looks; resident memory (rule 2) is the limit that a user sets. Too low a
+   limit does not make onnxruntime fail, but hang: threads that cannot be made are waited for.
 5. Its environment holds what is needed to find and start a runtime, and nothing else: no proxy, no token.
 """
 
@@ -136,7 +137,7 @@ def _watch(pid: int, timeout_s: float, memory_mib: int) -> tuple[str | None, flo
     return None, peak_mib
 
 
-def confine(*, cpu_s: int, data_mib: int, file_mib: int, nice: int) -> None:
+def confine(*, parent_pid: int, cpu_s: int, data_mib: int, file_mib: int, nice: int) -> None:
     """Hold this process, and those that it starts, to limits (rule 3); what a system does not know is left out."""
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_CPU, cpu_s)
@@ -148,9 +149,8 @@ def confine(*, cpu_s: int, data_mib: int, file_mib: int, nice: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
-        parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has ended before the call
+        if os.getppid() != parent_pid:  # it has ended before the call
             os.kill(os.getpid(), signal.SIGKILL)
 
 

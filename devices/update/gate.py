@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -61,6 +62,7 @@ def run_gate(slot: Path, active: Path | None, release: Release, settings: GateSe
             limits=release.limits,
             settings=_absolute(settings),
             work=str(folder),
+            agent_pid=os.getpid(),
             data_limit_mib=data_limit_mib(settings.memory_mib, settings.threads),
             cpu_limit_s=cpu_limit_s(settings.timeout_s),
             file_limit_mib=LOG_MIB

@@ -70,6 +70,7 @@ def main() -> None:
     """Answer one request (rules 1 and 2)."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=GateRequest)
     confine(
+        parent_pid=request.agent_pid,
         cpu_s=request.cpu_limit_s,
         data_mib=request.data_limit_mib,
         file_mib=request.file_limit_mib,

@@ -88,6 +88,8 @@ class GateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As signed."""
     settings: GateSettings
     work: str
+    agent_pid: int
+    """The child ends with it."""
     data_limit_mib: int
     """Private memory of one process."""
     cpu_limit_s: int
