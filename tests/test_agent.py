@@ -245,7 +245,7 @@ def test_a_copy_of_the_repository_is_as_good_as_a_network(world: World, tmp_path
 
 
 def test_a_pass_without_a_network_is_a_problem_and_not_the_end(world: World) -> None:
-    device = world.device(repository="http://127.0.0.1:9/nobody-is-there")
+    device = world.device(repository="http://127.0.0.1:9/nobody-is-there", poll_deadline_s=1.0)
     done = run_pass(device.agent)
     assert done.exit_code == 3
     assert "reached" in done.problems[0] or "connect" in done.problems[0].lower()

@@ -279,7 +279,8 @@ class Agent:
             ) from error
         transport = open_transport(self.config.repository, timeout_s=self.config.timeout_s)
         now = decisions.believed_time(self.clock(), state.time_floor)
-        return refresh(transport, self.root / TUF, bootstrap, now), transport
+        deadline_s = self.config.poll_deadline_s
+        return refresh(transport, self.root / TUF, bootstrap, now, deadline_s=deadline_s), transport
 
     @staticmethod
     def _runs(entry: RolloutEntry, state: AgentState, journal: Journal) -> bool:

@@ -38,6 +38,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """URL that reports are posted to, or a folder; without it they stay in the history."""
     timeout_s: Seconds = 30.0
     """For a server that says nothing."""
+    poll_deadline_s: Seconds = 120.0
+    """For each small signed file, with all its tries."""
     fetch_deadline_s: Seconds = 3600.0
     """For one fetch, with all its tries; the next pass goes on where it ended."""
     lock_deadline_s: Seconds = 60.0

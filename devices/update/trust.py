@@ -58,7 +58,7 @@ from edge_ilseg.devices.update.release import (
     parse_rollouts,
 )
 from edge_ilseg.devices.update.transport import FORBIDDEN, MISSING, Transport, TransportError
-from edge_ilseg.devices.update.tuf_fetcher import BASE_URL, TufFetcher
+from edge_ilseg.devices.update.tuf_fetcher import BASE_URL, DEADLINE_S, TufFetcher
 from edge_ilseg.errors import EdgeIlsegError, UpdateError
 from edge_ilseg.files import write_bytes
 from edge_ilseg.records import parse_versioned
@@ -151,19 +151,21 @@ class TrustedRepository:
 class _Client(Updater):
     """python-tuf's client, at a given time (rule 2)."""
 
-    def __init__(self, transport: Transport, folder: Path, bootstrap: bytes, now: datetime) -> None:
+    def __init__(self, transport: Transport, folder: Path, bootstrap: bytes, now: datetime, deadline_s: float) -> None:
         super().__init__(
             str(folder / "work"),
             BASE_URL + "metadata/",
             str(folder / "targets"),
             BASE_URL + "targets/",
-            fetcher=TufFetcher(transport),
+            fetcher=TufFetcher(transport, deadline_s=deadline_s),
             bootstrap=bootstrap,
         )
         self._trusted_set.reference_time = now
 
 
-def refresh(transport: Transport, root: Path, bootstrap: bytes, now: datetime) -> TrustedRepository:
+def refresh(
+    transport: Transport, root: Path, bootstrap: bytes, now: datetime, *, deadline_s: float = DEADLINE_S
+) -> TrustedRepository:
     """Bring a device's view of a repository up to date.
 
     Args:
@@ -171,6 +173,7 @@ def refresh(transport: Transport, root: Path, bootstrap: bytes, now: datetime) -
         root: folder for what is trusted; made if it is not there. Nobody else uses it meanwhile.
         bootstrap: the root metadata that the device was given, of any version.
         now: the later of the clock and the time floor, with its time zone.
+        deadline_s: for each file of the repository, with all tries.
 
     Raises:
         TransportError: the repository cannot be reached.
@@ -182,7 +185,7 @@ def refresh(transport: Transport, root: Path, bootstrap: bytes, now: datetime) -
         _fill(work, _read_trusted(root))
         (root / "targets").mkdir(exist_ok=True)
         try:
-            client = _make_client(transport, root, bootstrap, now)
+            client = _make_client(transport, root, bootstrap, now, deadline_s)
             client.refresh()
         finally:
             _keep(root, work)
@@ -191,9 +194,9 @@ def refresh(transport: Transport, root: Path, bootstrap: bytes, now: datetime) -
         return TrustedRepository(client, root, now, expires=expires, rollouts=rollouts)
 
 
-def _make_client(transport: Transport, root: Path, bootstrap: bytes, now: datetime) -> _Client:
+def _make_client(transport: Transport, root: Path, bootstrap: bytes, now: datetime, deadline_s: float) -> _Client:
     try:
-        return _Client(transport, root, bootstrap, now)
+        return _Client(transport, root, bootstrap, now, deadline_s)
     except RepositoryError as error:
         raise UpdateError(
             "the root metadata that this device was given is none",
