@@ -73,6 +73,7 @@ def test_a_good_release_is_taken_tried_and_confirmed(world: World) -> None:
         "activated",
         "confirmed",
     ]
+    assert {(report["release"], report["step_name"]) for report in device.told()} == {(number, "01-boat")}
     assert device.told()[-1]["active"] == {
         "bundle_id": bundle_id(world.good),
         "step_name": "01-boat",

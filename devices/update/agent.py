@@ -110,7 +110,7 @@ class Agent:
             if after.candidate is None:
                 return self._outcome("check", f"release {entry.release} is what runs", release=entry.release)
             if after != state:
-                journal.tell("checked", number=entry.release)
+                journal.tell("checked", release=entry)
             return self._outcome("check", f"release {entry.release} ({entry.step_name})", release=entry.release)
 
     def fetch(self) -> Outcome:

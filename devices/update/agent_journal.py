@@ -13,10 +13,11 @@ from types import TracebackType
 
 from edge_ilseg.devices.update.agent_config import AgentConfig
 from edge_ilseg.devices.update.bundle_head import ManifestHead, read_bundle_head
+from edge_ilseg.devices.update.candidate_file import kept_release
 from edge_ilseg.devices.update.disk import Disk
 from edge_ilseg.devices.update.gate_records import GateVerdict
 from edge_ilseg.devices.update.history import History
-from edge_ilseg.devices.update.release import Release
+from edge_ilseg.devices.update.release import Release, RolloutEntry
 from edge_ilseg.devices.update.reporting import (
     ActiveModel,
     DeviceReport,
@@ -62,7 +63,7 @@ class Journal:
         self,
         event: ReportEvent,
         *,
-        release: Release | None = None,
+        release: Release | RolloutEntry | None = None,
         number: int | None = None,
         reason: str | None = None,
         verdict: GateVerdict | None = None,
@@ -72,14 +73,16 @@ class Journal:
 
         Args:
             event: what.
-            release: that it is about, as far as it is known; `number` where it is not.
-            number: of the release.
+            release: that it is about.
+            number: of the release, where it is not at hand; it is looked up in what the device keeps.
             reason: in one sentence.
             verdict: of the gate.
             numbers: whatever was measured, for the history.
         """
         import msgspec
 
+        if release is None and number:
+            release = kept_release(self._disk, number)
         number = release.release if release is not None else number
         told = dict(numbers or {})
         if verdict is not None:
@@ -102,7 +105,7 @@ class Journal:
     def _report(
         self,
         event: ReportEvent,
-        release: Release | None,
+        release: Release | RolloutEntry | None,
         number: int | None,
         reason: str | None,
         verdict: GateVerdict | None,

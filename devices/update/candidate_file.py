@@ -22,9 +22,15 @@ def write_candidate(disk: Disk, release: Release) -> None:
 
 def read_candidate(disk: Disk, candidate: Candidate) -> Release | None:
     """The release of `candidate`, or `None` where what is kept is not that (rule 1)."""
+    release = kept_release(disk, candidate.release)
+    wanted = (candidate.content_id, candidate.bundle_id)
+    return release if release is not None and (release.content_id, release.bundle_id) == wanted else None
+
+
+def kept_release(disk: Disk, number: int) -> Release | None:
+    """The release of that number, if it is the one that is kept: for telling of it, after the candidate is gone."""
     try:
         release = parse_release(disk.read(CANDIDATE_NAME, MAX_RECORD_BYTES), where=CANDIDATE_NAME)
     except (OSError, UpdateError):
         return None
-    wanted = (candidate.release, candidate.content_id, candidate.bundle_id)
-    return release if (release.release, release.content_id, release.bundle_id) == wanted else None
+    return release if release.release == number else None
