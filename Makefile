@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo-workspace
+# Two tests at a time, one thread each: small networks gain nothing from more.
+IN_PAIRS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-all check lint format clean
 
@@ -12,10 +14,10 @@ demo: $(VENV)/all.installed
 	$(BIN)/edge-ilseg demo $(DEMO) --replace
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -m "not exhaustive"
+	$(IN_PAIRS) -m "not exhaustive"
 
 test-all: test
-	$(BIN)/python -m pytest -n 2 -m exhaustive
+	$(IN_PAIRS) -m exhaustive
 
 check: lint
 	$(BIN)/python -m pytest -q -m "not slow and not exhaustive"

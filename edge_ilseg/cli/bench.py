@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import json_option
+from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import data_option_option, json_option, names, parse_data_options, parse_data_text
+from edge_ilseg.cli.json_option import json_option
+from edge_ilseg.cli.options import data_option_option, names, parse_data_options, parse_data_text
 from edge_ilseg.errors import ConfigError, WorkspaceError
 from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 

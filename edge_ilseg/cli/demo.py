@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge_ilseg.cli.options import json_option
+from edge_ilseg.cli.json_option import json_option
 
 
 @click.command()

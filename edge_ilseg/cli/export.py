@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import data_config, data_option_option, json_option, step_option, workspace_argument
+from edge_ilseg.cli.json_option import json_option
+from edge_ilseg.cli.options import data_config, data_option_option, step_option, workspace_argument
 
 if TYPE_CHECKING:
     from edge_ilseg.int8_record import RangesMethod, RangesPolicy

@@ -15,7 +15,6 @@ from edge_ilseg.errors import ConfigError, did_you_mean
 workspace_argument = click.argument(
     "workspace", type=click.Path(file_okay=False, path_type=Path), default=Path("."), metavar="[WORKSPACE]"
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 hint_option = click.option(
     "--hint",
     type=click.Choice(["latency", "throughput"]),

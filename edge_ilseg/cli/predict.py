@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import hint_option, json_option
+from edge_ilseg.cli.json_option import json_option
+from edge_ilseg.cli.options import hint_option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

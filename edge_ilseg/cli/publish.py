@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_ilseg.cli.options import json_option
+from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.errors import UpdateError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_ilseg.cli.options import json_option, names, parse_data_options, parse_size
+from edge_ilseg.cli.json_option import json_option
+from edge_ilseg.cli.options import names, parse_data_options, parse_size
 from edge_ilseg.errors import ConfigError, check_extra
 from edge_ilseg.methods import METHODS
 from edge_ilseg.scenario import CLASS_ORDERS, SETUPS

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.cli.options import (
     data_config,
     data_option_option,
     data_options,
-    json_option,
     names,
     parse_settings,
     step_option,

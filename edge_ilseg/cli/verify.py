@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_ilseg.cli.options import (
-    data_option_option,
-    hint_option,
-    json_option,
-    parse_data_options,
-    parse_data_text,
-)
+from edge_ilseg.cli.json_option import json_option
+from edge_ilseg.cli.options import data_option_option, hint_option, parse_data_options, parse_data_text
 from edge_ilseg.cli.verify_remote import remote_options, verify_remotely
 from edge_ilseg.errors import ConfigError, EdgeIlsegError
 

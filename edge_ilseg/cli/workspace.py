@@ -7,7 +7,8 @@ from typing import get_args
 
 import click
 
-from edge_ilseg.cli.options import json_option, names, parse_data_options, parse_size, workspace_argument
+from edge_ilseg.cli.json_option import json_option
+from edge_ilseg.cli.options import names, parse_data_options, parse_size, workspace_argument
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, default_weights, override
 from edge_ilseg.data import DATASETS
 from edge_ilseg.models.spec import Backbone
