@@ -253,6 +253,16 @@ def test_a_pass_without_a_network_is_a_problem_and_not_the_end(world: World) -> 
     assert device.runs == bundle_id(world.base)
 
 
+def test_a_history_that_cannot_be_written_stops_nothing_and_is_said(world: World) -> None:
+    device = world.device()
+    world.publisher.publish(world.good)
+    (device.root / "history.sqlite").mkdir()
+    outcome = device.agent.check()
+    assert outcome.phase == "checked"
+    assert any("history" in note for note in outcome.notes)
+    assert device.agent.fetch().phase == "fetching"
+
+
 def test_lost_limits_are_asked_for_again(world: World) -> None:
     device = world.device()
     world.publisher.publish(world.good)

@@ -29,7 +29,7 @@ from edge_ilseg.devices.update.disk import RealDisk
 from edge_ilseg.devices.update.gate_records import GateVerdict
 from edge_ilseg.devices.update.lock import held
 from edge_ilseg.devices.update.release import Release, RolloutEntry
-from edge_ilseg.devices.update.slots import bundle_path, slot_path, stage
+from edge_ilseg.devices.update.slots import slot_path, stage
 from edge_ilseg.devices.update.state import AgentState
 from edge_ilseg.errors import EXIT_PASSED, EXIT_RETENTION, EXIT_UNDECIDED, UpdateError
 from edge_ilseg.progress import ProgressCallback, no_progress
@@ -57,7 +57,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     release: int | None = None
     """The one that the command is about."""
     notes: tuple[str, ...] = ()
-    """What had to be mended first."""
+    """What had to be mended first, and what could not be told."""
     fetched_bytes: int | None = None
     reused_bytes: int | None = None
     verdict: GateVerdict | None = None
@@ -81,6 +81,7 @@ class Agent:
         self.clock = clock
         self.progress = progress
         self._notes: tuple[str, ...] = ()
+        self._journal: Journal | None = None
 
     def check(self) -> Outcome:
         """Look for a release; take the highest that is for this device, and leave one that was halted.
@@ -368,15 +369,12 @@ class Agent:
             recovery = lifecycle.recover(self.disk, self.clock())
             self._notes = recovery.notes
             with Journal(self.root, self.config, self.disk, self.clock) as journal:
+                self._journal = journal
                 if recovery.notes:
                     journal.tell("damaged", reason="; ".join(recovery.notes))
                 yield recovery.state, journal
 
     def _outcome(self, command: str, message: str, *, release: int | None = None) -> Outcome:
         phase = lifecycle.recover(self.disk, self.clock()).state.phase
-        return Outcome(command, phase, message, release=release, notes=self._notes)
-
-
-def bundle_folder(root: Path, content_id: str) -> Path:
-    """The bundle of a content on a device."""
-    return root / bundle_path(content_id)
+        untold = self._journal.problems if self._journal is not None else ()
+        return Outcome(command, phase, message, release=release, notes=(*self._notes, *untold))

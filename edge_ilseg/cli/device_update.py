@@ -245,7 +245,7 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         print_json(outcome)
         return
     for note in outcome.notes:
-        click.echo(f"mended: {note}", err=True)
+        click.echo(f"note: {note}", err=True)
     click.echo(f"{outcome.command}: {outcome.message}")
 
 
