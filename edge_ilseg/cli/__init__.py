@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": ("edge_ilseg.cli.verify", "verify", "Judge a bundle on this device, without torch."),
     "bench": ("edge_ilseg.cli.bench", "bench", "Measure the models of bundles on this device, in turns."),
     "predict": ("edge_ilseg.cli.predict", "predict", "Run a bundle on images: masks and overlays to look at."),
-    "device": ("edge_ilseg.cli.device", "device", "This device: what it is, and which profile fits it."),
+    "device": ("edge_ilseg.cli.device", "device", "This device: what it is, and the updates of its model."),
     "publish": ("edge_ilseg.cli.publish", "publish", "Send bundles to devices: a signed repository of releases."),
     "fleet": ("edge_ilseg.cli.fleet", "fleet", "All devices, by the reports that they sent."),
     "demo": ("edge_ilseg.cli.demo", "demo", "The whole way on generated images, in minutes."),
