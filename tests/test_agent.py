@@ -146,8 +146,10 @@ def test_a_release_that_is_halted_before_the_trial_is_left(world: World) -> None
     number = world.publisher.publish(world.good)
     device.agent.check()
     device.agent.fetch()
-    world.publisher.halt(number)
-    assert device.agent.check().phase == "idle"
+    world.publisher.halt(number, "too many fell")
+    left = device.agent.check()
+    assert (left.phase, left.release) == ("idle", number)
+    assert "too many fell" in left.message
     assert device.agent.check().message == "nothing new for this device"
 
 
