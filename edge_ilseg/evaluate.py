@@ -3,11 +3,14 @@
 1. `stretch`: the whole image through the device's resizer to the model's input size, and the mask brought to the
    label's size. This is the score of what is deployed (docs/adr/0002).
 2. `native`: the whole image in its own size, and nothing is resized.
+3. Float32 throughout: tensor cores that round their inputs are left out, so that a GPU's scores are a CPU's but for the
+   order of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,20 +25,34 @@ from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
 
+GPU_BATCH = 32
+"""Images of one size that go through a GPU at once; on a CPU more than one gain nothing."""
+
 
 @torch.inference_mode()
-def predict_mask(
-    model: SegmentationModel, image_HWC: NDArray[np.uint8], geometry: Geometry = "stretch"
-) -> NDArray[np.uint8]:
-    """The channel of every pixel, uint8: at the model's input size with `stretch`, at the image's with `native`."""
+def predict_masks(
+    model: SegmentationModel, images: Iterable[NDArray[np.uint8]], geometry: Geometry = "stretch"
+) -> Iterator[NDArray[np.uint8]]:
+    """The channel of every pixel of each image, uint8, in the order of the images.
+
+    Args:
+        model: on any device.
+        images: uint8 H x W x 3, RGB, of any size.
+        geometry: `stretch` gives masks of the model's input size, `native` of the image's.
+    """
     spec = model.spec
-    resized_HWC = image_HWC
-    if geometry == "stretch":
-        resized_HWC = resize_image(image_HWC, spec.input_height_px, spec.input_width_px)
     device = next(model.parameters()).device
-    logits_NCHW = model(normalize(torch.from_numpy(resized_HWC)[None].to(device), spec)).logits_NCHW
-    mask_HW: NDArray[np.uint8] = logits_NCHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
-    return mask_HW
+    batched = geometry == "stretch" and device.type != "cpu"
+    source = iter(images)
+    while batch := list(islice(source, GPU_BATCH if batched else 1)):
+        if geometry == "stretch":
+            batch = [resize_image(image_HWC, spec.input_height_px, spec.input_width_px) for image_HWC in batch]
+        images_NHWC = torch.from_numpy(np.stack(batch)).to(device)
+        with torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled, deterministic=torch.backends.cudnn.deterministic, allow_tf32=False
+        ):
+            logits_NCHW = model(normalize(images_NHWC, spec)).logits_NCHW
+        yield from logits_NCHW.argmax(dim=1).to(torch.uint8).cpu().numpy()
 
 
 def evaluate_model(
@@ -63,8 +80,8 @@ def evaluate_model(
     model.eval()
     lookup = evaluation_lookup(dataset.info.classes, dataset.info.background, classes)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for done, image_id in enumerate(image_ids, start=1):
-        mask_HW = predict_mask(model, dataset.read_image(image_id), geometry)
+    masks = predict_masks(model, (dataset.read_image(image_id) for image_id in image_ids), geometry)
+    for done, (image_id, mask_HW) in enumerate(zip(image_ids, masks, strict=True), start=1):
         labels_HW = lookup[dataset.read_labels(image_id)]
         confusion += confusion_matrix(labels_HW, resize_mask(mask_HW, *labels_HW.shape), len(classes))
         progress("scoring", done / len(image_ids))

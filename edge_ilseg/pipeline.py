@@ -91,7 +91,7 @@ def run_plan(
     )
     if teacher is not None and plan.method is not None:
         average_with(teacher, model, plan.method.new_share)
-    metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, progress)
+    metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, run.accelerator, progress)
     record = msgspec.structs.replace(
         record,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -203,17 +203,21 @@ def _make_models(
 
 
 def _score_plan(
-    plan: StepPlan, model: SegmentationModel, teacher: SegmentationModel | None, progress: ProgressCallback
+    plan: StepPlan,
+    model: SegmentationModel,
+    teacher: SegmentationModel | None,
+    device: str,
+    progress: ProgressCallback,
 ) -> tuple[dict[str, Metrics], dict[str, Metrics], EdgeIlsegError | None]:
     """Score the new model and its parent on the evaluation split; an error must not cost the trained model."""
-    split = plan.data.eval_split
+    split, dataset, geometry = plan.data.eval_split, plan.view.dataset, plan.settings.geometry
     metrics: dict[str, Metrics] = {}
     parent_metrics: dict[str, Metrics] = {}
     try:
         if split:
-            metrics[split] = _score(model, plan, plan.data, split, plan.settings.geometry, progress)
+            metrics[split] = _score(model.to(device), plan, dataset, split, geometry, progress)
         if split and teacher is not None and plan.parent is not None:
-            parent_metrics[split] = _score(teacher, plan.parent, plan.data, split, plan.settings.geometry, progress)
+            parent_metrics[split] = _score(teacher.to(device), plan.parent, dataset, split, geometry, progress)
     except EdgeIlsegError as error:
         return {}, {}, error
     return metrics, parent_metrics, None
@@ -222,7 +226,7 @@ def _score_plan(
 def _score(
     model: SegmentationModel,
     step: StepPlan | StepRecord,
-    data: DataConfig,
+    dataset: Dataset,
     split: str,
     geometry: Geometry,
     progress: ProgressCallback,
@@ -230,7 +234,6 @@ def _score(
     """Score a step's network on a split of a data set."""
     from edge_ilseg.evaluate import evaluate_model
 
-    dataset = open_data(data)
     return evaluate_model(
         model,
         dataset,
@@ -259,7 +262,7 @@ def evaluate_step(
     check_extra("train", TRAINING_MODULES, "evaluation of a step")
     model = load_model(workspace.step_folder(record.name), record)
     data = data or workspace.config.data
-    return _score(model, record, data, split or data.eval_split, record.training.geometry, progress)
+    return _score(model, record, open_data(data), split or data.eval_split, record.training.geometry, progress)
 
 
 def export_step(

@@ -116,9 +116,19 @@ def make_step_view(
 
 
 def plan_base(
-    workspace: Workspace, settings: TrainConfig | None = None, *, progress: ProgressCallback = no_progress
+    workspace: Workspace,
+    settings: TrainConfig | None = None,
+    *,
+    dataset: Dataset | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> StepPlan:
     """Plan step 0 on the workspace's base classes.
+
+    Args:
+        workspace: where the step will be.
+        settings: how to train; the workspace's `[train]` otherwise.
+        dataset: the workspace's data set, where it is open already.
+        progress: told what is done.
 
     Raises:
         EdgeIlsegError: no data, an unknown class or one without an image, or there is a step 0 already.
@@ -126,7 +136,7 @@ def plan_base(
     config = workspace.config
     settings = settings or config.train
     _check_name_is_free(workspace, BASE_STEP)
-    dataset = open_data(config.data)
+    dataset = dataset or open_data(config.data)
     classes = base_classes(config.classes.base, dataset.info)
     view = make_step_view(dataset, config.data, old=(), new=classes, progress=progress)
     _check_evaluation(dataset, config.data, classes)
@@ -151,6 +161,7 @@ def plan_step(
     parent_name: str | None = None,
     name: str | None = None,
     data: DataConfig | None = None,
+    dataset: Dataset | None = None,
     progress: ProgressCallback = no_progress,
 ) -> StepPlan:
     """Plan an incremental step.
@@ -162,6 +173,7 @@ def plan_step(
         parent_name: the step to go on from; the latest otherwise.
         name: of the new step, behind its number; the new classes otherwise.
         data: where the new images are, if not in the workspace's data set.
+        dataset: the data set of `data`, where it is open already.
         progress: told what is done.
 
     Raises:
@@ -175,7 +187,7 @@ def plan_step(
         raise ClassNameError("a step adds at least one class", hint="name it: --add-classes boat")
     method = step_method(settings)
     parent = workspace.read_step(parent_name) if parent_name else workspace.latest_step()
-    dataset = open_data(data)
+    dataset = dataset or open_data(data)
     _check_background(parent, dataset.info)
     check_spelling(dataset.info.classes, parent.class_names)
     method, notes = fit_method(method, hides_old=data.setup != "sequential", background=dataset.info.background)

@@ -8,11 +8,13 @@
 4. A chain whose loss is not finite ends there, and the others go on: `seed-<n>/failed/<step>.txt` says why. It is not
    tried again while that file is there.
 5. Joint training gets the iterations of step 0 and of all increments together.
+6. A step is a function of its parent, its settings and the data: trained one after another or several at a time
+   (`edge_ilseg.scenario_jobs`), with one thread each, the weights are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -23,12 +25,14 @@ from edge_ilseg.checkpoint import check_weights
 from edge_ilseg.classes import resolve_classes
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
 from edge_ilseg.data import open_data
+from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.data.decoded import DecodedDataset
 from edge_ilseg.data.step_view import class_pixels, count_pixels
 from edge_ilseg.errors import NotFiniteError, WorkspaceError
 from edge_ilseg.files import write_bytes
 from edge_ilseg.methods import resolve_method
 from edge_ilseg.models.spec import ModelSpec
-from edge_ilseg.planning import StepPlan, plan_base, plan_step
+from edge_ilseg.planning import plan_base, plan_step
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.records import parse_versioned
 from edge_ilseg.scenario import CLASS_ORDERS, order_classes, parse_scenario
@@ -178,14 +182,19 @@ def read_plan(folder: Path) -> ScenarioPlan:
     )
 
 
-class _Task(msgspec.Struct, frozen=True):
-    """One step to train, and where."""
+class Task(msgspec.Struct, frozen=True):
+    """One step to train, and where. Plain values, so that another process can take it over."""
 
     workspace: Path
     config: Config
     name: str
     iterations: int
-    make_plan: Callable[[Workspace], StepPlan]
+    parent: str | None = None
+    """The step that it goes on from; None for a step 0."""
+    new: tuple[str, ...] = ()
+    """The classes that it adds to its parent's."""
+    settings: StepConfig | None = None
+    """How an increment is trained; a step 0 is trained as its workspace says."""
 
     @property
     def failure(self) -> Path:
@@ -197,6 +206,10 @@ class _Task(msgspec.Struct, frozen=True):
         _, _, method = self.name.partition("-")
         return any(path.stem.partition("-")[2] == method for path in self.failure.parent.glob("*.txt"))
 
+    def needs(self, other: Task) -> bool:
+        """Whether this step goes on from the other."""
+        return (self.workspace, self.parent) == (other.workspace, other.name)
+
 
 def run_scenario(
     folder: Path,
@@ -207,6 +220,7 @@ def run_scenario(
     joint: bool = True,
     accelerator: str = "auto",
     workers: int = 0,
+    jobs: int = 1,
     progress: ProgressCallback = no_progress,
 ) -> None:
     """Train whatever of the scenario is not there yet (rule 2).
@@ -218,38 +232,65 @@ def run_scenario(
         seeds: of initial weights, order and augmentation; each has a step 0 of its own.
         joint: train the upper bound, too.
         accelerator, workers: as of `pipeline.run_plan`.
+        jobs: steps that are trained at the same time, each in a process of its own.
         progress: told the share of all iterations that is done.
 
     Raises:
         EdgeIlsegError: a method cannot work here, a class has no image, step 0 diverges, the disk is full, or a step
             that is there was trained with other settings. What is finished stays.
     """
-    from edge_ilseg.pipeline import run_plan
-
     for name in methods:
         resolve_method(name)
     fix_plan(folder, plan)
     tasks = list(_tasks(folder, plan, methods, seeds, joint))
+    if jobs > 1:
+        from edge_ilseg.scenario_jobs import run_in_processes
+
+        run_in_processes(tasks, accelerator=accelerator, workers=workers, jobs=jobs, progress=progress)
+        return
+    dataset = DecodedDataset(open_data(plan.data))
     total = sum(task.iterations for task in tasks)
     done = 0
     for number, task in enumerate(tasks, start=1):
-        workspace = _workspace(task)
         where = f"scenario, {number} of {len(tasks)}: {task.workspace.name} {task.name}"
-        if task.name in workspace.step_names():
-            _check_is_the_same(workspace, task)
-        elif not task.chain_failed():
-            report = _within(progress, where, done / total, task.iterations / total)
-            try:
-                run_plan(
-                    workspace, task.make_plan(workspace), accelerator=accelerator, workers=workers, progress=report
-                )
-            except NotFiniteError as error:
-                if task.name == BASE_STEP:
-                    raise
-                task.failure.parent.mkdir(exist_ok=True)
-                write_bytes(task.failure, f"{error}\n".encode())
+        report = _within(progress, where, done / total, task.iterations / total)
+        run_task(task, dataset, accelerator=accelerator, workers=workers, progress=report)
         done += task.iterations
         progress(where, done / total)
+
+
+def run_task(task: Task, dataset: Dataset, *, accelerator: str, workers: int, progress: ProgressCallback) -> None:
+    """Train one step unless it is there (rule 2) or its chain has ended (rule 4); its parent is there.
+
+    Args:
+        task: which, and where.
+        dataset: the scenario's, open.
+        accelerator, workers: as of `pipeline.run_plan`.
+        progress: told of this step alone.
+
+    Raises:
+        EdgeIlsegError: as of `run_scenario`.
+    """
+    from edge_ilseg.pipeline import run_plan
+
+    workspace = _workspace(task)
+    if task.name in workspace.step_names():
+        _check_is_the_same(workspace, task)
+        return
+    if task.chain_failed():
+        return
+    if task.settings is None:
+        plan = plan_base(workspace, dataset=dataset)
+    else:
+        _, _, method = task.name.partition("-")
+        plan = plan_step(workspace, task.new, task.settings, parent_name=task.parent, name=method, dataset=dataset)
+    try:
+        run_plan(workspace, plan, accelerator=accelerator, workers=workers, progress=progress)
+    except NotFiniteError as error:
+        if task.settings is None:
+            raise
+        task.failure.parent.mkdir(exist_ok=True)
+        write_bytes(task.failure, f"{error}\n".encode())
 
 
 def _within(progress: ProgressCallback, where: str, start: float, share: float) -> ProgressCallback:
@@ -267,31 +308,26 @@ def _within(progress: ProgressCallback, where: str, start: float, share: float) 
 
 def _tasks(
     folder: Path, plan: ScenarioPlan, methods: Sequence[str], seeds: Sequence[int], joint: bool
-) -> Iterator[_Task]:
+) -> Iterator[Task]:
+    """Every step, each behind the one that it goes on from."""
     for seed in seeds:
         config = Config(plan.data, ClassesConfig(plan.classes[0]), plan.model, plan.weights)
         settings = plan.base_settings(seed)
         config = msgspec.structs.replace(config, train=settings, step=plan.step_settings(1, plan.step.method, seed))
         workspace = seed_folder(folder, seed)
-        yield _Task(workspace, config, BASE_STEP, settings.iterations, plan_base)
+        yield Task(workspace, config, BASE_STEP, settings.iterations)
         for method in methods:
             parent = BASE_STEP
             for index in range(1, len(plan.classes)):
                 step = plan.step_settings(index, method, seed)
                 name = f"{index:02}-{method}"
-                yield _Task(workspace, config, name, step.iterations, _step_planner(plan, index, method, step, parent))
+                yield Task(workspace, config, name, step.iterations, parent, plan.classes[index], step)
                 parent = name
         if joint:
             every_class = tuple(name for step_classes in plan.classes for name in step_classes)
             settings = plan.joint_settings(seed)
             whole = msgspec.structs.replace(config, classes=ClassesConfig(every_class), train=settings)
-            yield _Task(joint_folder(folder, seed), whole, BASE_STEP, settings.iterations, plan_base)
-
-
-def _step_planner(
-    plan: ScenarioPlan, index: int, method: str, settings: StepConfig, parent: str
-) -> Callable[[Workspace], StepPlan]:
-    return lambda workspace: plan_step(workspace, plan.classes[index], settings, parent_name=parent, name=method)
+            yield Task(joint_folder(folder, seed), whole, BASE_STEP, settings.iterations)
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
@@ -304,13 +340,13 @@ def joint_folder(folder: Path, seed: int) -> Path:
     return folder / f"seed-{seed}-{JOINT}"
 
 
-def _workspace(task: _Task) -> Workspace:
+def _workspace(task: Task) -> Workspace:
     if (task.workspace / "edge-ilseg.toml").is_file():
         return Workspace(task.workspace, open_workspace(task.workspace).config)
     return create_workspace(task.workspace, task.config)
 
 
-def _check_is_the_same(workspace: Workspace, task: _Task) -> None:
+def _check_is_the_same(workspace: Workspace, task: Task) -> None:
     """Check a step that is there against what it would be (rule 3); reads no image."""
     record = workspace.read_step(task.name)
     check_weights(workspace.step_folder(task.name), record)

@@ -8,7 +8,7 @@ import torch
 from fakes import HEIGHT_PX, WIDTH_PX, random_images, small_model
 
 from edge_ilseg.config import Geometry
-from edge_ilseg.evaluate import predict_mask
+from edge_ilseg.evaluate import predict_masks
 from edge_ilseg.images import resize_image
 from edge_ilseg.models.normalization import normalize
 
@@ -19,7 +19,7 @@ from edge_ilseg.models.normalization import normalize
 def test_a_mask_is_that_of_the_deployed_size_or_of_the_whole_image(geometry: Geometry, shape: tuple[int, int]) -> None:
     model = small_model(seed=3)
     image_HWC = random_images(1, height_px=2 * HEIGHT_PX, width_px=2 * WIDTH_PX)[0]
-    mask_HW = predict_mask(model, image_HWC, geometry)
+    (mask_HW,) = predict_masks(model, [image_HWC], geometry)
     assert mask_HW.shape == shape
     seen_HWC = resize_image(image_HWC, *shape)
     with torch.inference_mode():

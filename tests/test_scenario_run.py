@@ -13,11 +13,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
-from edge_ilseg.checkpoint import load_model
+from edge_ilseg.checkpoint import load_model, read_record
 from edge_ilseg.cli import run
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
-from edge_ilseg.errors import ClassNameError, ConfigError, WorkspaceError
+from edge_ilseg.errors import ClassNameError, ConfigError, NotFiniteError, WorkspaceError
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.scenario_results import read_results
 from edge_ilseg.scenario_run import ScenarioPlan, fix_plan, joint_folder, plan_scenario, read_plan, run_scenario
@@ -274,3 +275,46 @@ def test_a_step_costs_the_same_however_many_were_taken(tmp_path: Path) -> None:
     ]
     grown = {later - earlier for earlier, later in itertools.pairwise(numbers)}
     assert grown == {SPEC.decoder_channels + 1}
+
+
+def test_steps_trained_at_the_same_time_have_the_weights_of_those_trained_one_after_another(tmp_path: Path) -> None:
+    shares: list[float] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        folders = tmp_path / "one", tmp_path / "several"
+        for folder, jobs in zip(folders, (1, 3), strict=True):
+            run_scenario(
+                folder,
+                make_plan(),
+                ("finetune", "freeze+kd-output"),
+                (0, 1),
+                accelerator="cpu",
+                jobs=jobs,
+                progress=lambda _, share: shares.append(share),
+            )
+    finally:
+        torch.set_num_threads(threads)
+    one, several = ({p.parent.relative_to(f): p for p in f.rglob("step.json")} for f in folders)
+    assert one.keys() == several.keys()
+    assert len(one) == 2 * (1 + 2 * 2 + 1)
+    for name, path in one.items():
+        assert read_record(path.parent).weights_sha256 == read_record(several[name].parent).weights_sha256, name
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_an_error_in_one_of_several_processes_is_told_and_ends_the_run(tmp_path: Path) -> None:
+    wild = msgspec.structs.replace(CONFIG.train, learning_rate=1e30, iterations=20)
+    plan = make_plan(config=msgspec.structs.replace(CONFIG, train=wild))
+    with pytest.raises(NotFiniteError, match=r"the loss is not finite(.|\n)*learning-rate"):
+        run_scenario(tmp_path / "run", plan, ("finetune",), (0,), joint=False, accelerator="cpu", jobs=2)
+    assert not list(tmp_path.rglob("step.json"))
+
+
+def test_a_chain_that_diverges_in_another_process_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    wild = msgspec.structs.replace(CONFIG.step, learning_rate=1e30, iterations=6)
+    plan = make_plan("6+1x2", config=msgspec.structs.replace(CONFIG, step=wild))
+    folder = tmp_path / "run"
+    run_scenario(folder, plan, ("finetune", "freeze"), (0,), joint=False, accelerator="cpu", jobs=2)
+    assert "the loss is not finite" in (folder / "seed-0" / "failed" / "01-finetune.txt").read_text()
+    assert not (folder / "seed-0" / "steps" / "02-finetune").exists()

@@ -65,6 +65,7 @@ def scenario() -> None:
 @settings_options
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Steps trained at the same time.")
 @json_option
 def run(
     source: str,
@@ -83,6 +84,7 @@ def run(
     iterations_per_class: int | None,
     accelerator: str,
     workers: int,
+    jobs: int,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -133,6 +135,7 @@ def run(
             joint=joint,
             accelerator=accelerator,
             workers=workers,
+            jobs=jobs,
             progress=progress,
         )
     _show(folder, as_json)
@@ -164,6 +167,7 @@ def show(folder: Path, as_json: bool) -> None:
 @click.option("--size", default="321x321", show_default=True, metavar="WxH", help="The paper's crop.")
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Steps trained at the same time.")
 @json_option
 def reproduce(
     experiment: str,
@@ -179,6 +183,7 @@ def reproduce(
     size: str,
     accelerator: str,
     workers: int,
+    jobs: int,
     as_json: bool,
 ) -> None:
     """Run an experiment of arXiv 1907.13372 on VOC 2012 as published, and print the paper's row beside ours.
@@ -227,6 +232,7 @@ def reproduce(
             joint=joint,
             accelerator=accelerator,
             workers=workers,
+            jobs=jobs,
             progress=progress,
         )
     _show(folder, as_json)
