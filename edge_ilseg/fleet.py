@@ -137,7 +137,11 @@ def read_fleet(folder: Path) -> FleetStatus:
     Raises:
         DataError: there is no such folder.
     """
-    collected = read_reports(folder)
+    return fleet_status(read_reports(folder))
+
+
+def fleet_status(collected: Collected) -> FleetStatus:
+    """The status of the fleet that sent these (rules 2 to 4)."""
     newest = [status_of(reports) for reports in collected.by_device.values()]
     return FleetStatus(
         format=STATUS_FORMAT,

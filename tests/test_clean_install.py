@@ -13,7 +13,9 @@ import pytest
 from bundles import write_color_folder, write_family
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "__pycache__", ".*_cache", "demo-workspace")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "build", "dist", "site", "*.egg-info", "__pycache__", ".*_cache", "demo-workspace"
+)
 
 
 @pytest.mark.slow
@@ -42,3 +44,24 @@ def test_a_device_verifies_a_bundle_with_one_runtime_and_nothing_of_training(tmp
     assert drop["verdict"] == "failed"
     assert "most forgotten: grass" in drop["detail"]
     assert report["device"]["versions"]["openvino"] is None
+    look_around(python, child, tmp_path)
+
+
+def look_around(python: Path, bundle: Path, folder: Path) -> None:
+    """What else has to run on a device: help, doctor, model card, completion."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [python, "-m", "edge_ilseg", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+    assert "Usage:" in run("--help").stdout
+    examined = run("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(examined.stdout)["checks"]}
+    assert examined.returncode in (0, 1), examined.stderr
+    for name in ("python", "source tree", "edge-ilseg", "base packages", "extra onnxruntime", "runtime onnxruntime"):
+        assert checks[name]["status"] == "ok", checks[name]
+    assert checks["extra train"]["mend"] == "pip install 'edge-ilseg[train]'"
+    assert "torch" not in checks
+    assert run("card", bundle).stdout.startswith("---\nlicense")
+    assert "_EDGE_ILSEG_COMPLETE=bash_complete" in run("completion", "bash").stdout
+    assert "edge-ilseg[report]" in run("fleet", "report", folder, "--out", "fleet.html").stderr

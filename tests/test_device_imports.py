@@ -37,6 +37,8 @@ DEVICE_HALF = sorted(
             for name in (
                 *("errors", "files", "metrics", "bundle", "images", "int8_record", "records"),
                 *("chunks", "codecs", "fetch_plan", "pack", "pack_index", "tensor_borders"),
+                *("doctor", "doctor_check", "doctor_facts", "doctor_packages", "requirements"),
+                *("report/markdown", "report/model_card"),
             )
         ),
         *(
@@ -51,6 +53,9 @@ DEVICE_HALF = sorted(
                 "cli/device",
                 "cli/device_tables",
                 "cli/device_update",
+                "cli/card",
+                "cli/completion",
+                "cli/doctor",
                 "cli/json_option",
                 "cli/__init__",
                 "cli/progress_bar",

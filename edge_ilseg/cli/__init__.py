@@ -2,8 +2,9 @@
 
 1. Nothing heavy is imported before a command runs: `edge-ilseg --help` imports click alone.
 2. Results go to standard output, progress and errors to standard error.
-3. Exit codes, for every command: 0 done or passed; 1 verify: retention or another limit; 2 parity; 3 everything else
-   that is wrong (input, artefact, environment, usage); 4 verify: too few images to tell; 130 interrupted.
+3. Exit codes, for every command: 0 done or passed; 1 verify: retention or another limit, doctor: a problem; 2 parity;
+   3 everything else that is wrong (input, artefact, environment, usage); 4 verify: too few images to tell; 130
+   interrupted.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from edge_ilseg import __version__
 from edge_ilseg.errors import EXIT_ARTEFACT, EdgeIlsegError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: module, attribute, one line of help (so that --help need not import the module)
@@ -34,6 +39,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "device": ("edge_ilseg.cli.device", "device", "This device: what it is, and the updates of its model."),
     "publish": ("edge_ilseg.cli.publish", "publish", "Send bundles to devices: a signed repository of releases."),
     "fleet": ("edge_ilseg.cli.fleet", "fleet", "All devices, by the reports that they sent."),
+    "card": ("edge_ilseg.cli.card", "card", "A model card of a bundle, in Markdown."),
+    "doctor": ("edge_ilseg.cli.doctor", "doctor", "Examine this machine and this installation, with the mends."),
+    "completion": ("edge_ilseg.cli.completion", "completion", "Print the script that completes commands in a shell."),
+    "report": ("edge_ilseg.cli.report", "report", "One HTML file to look at: learned, forgotten, may it go out."),
     "demo": ("edge_ilseg.cli.demo", "demo", "The whole way on generated images, in minutes."),
 }
 
@@ -51,7 +60,20 @@ class LazyGroup(click.Group):
             return None
         module, attribute, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        if ctx.resilient_parsing:  # a shell asks for what could stand here
+            from edge_ilseg.cli.completion import add_completers
+
+            add_completers(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What a line can go on with: the commands, without importing them, or the options."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=text) for name, (_, _, text) in COMMANDS.items()]
+        return [item for item in found if item.value.startswith(incomplete)] + click.Command.shell_complete(
+            self, ctx, incomplete
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -64,7 +86,7 @@ class LazyGroup(click.Group):
         """Add "did you mean" to an unknown command."""
         from edge_ilseg.errors import did_you_mean
 
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = did_you_mean(args[0], COMMANDS)
             ctx.fail(f"No such command {args[0]!r}" + (f": {near}" if near else "."))
         return super().resolve_command(ctx, args)
@@ -89,7 +111,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         result = group.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return EXIT_ARTEFACT
     except EdgeIlsegError as error:
         click.echo(f"error: {error}", err=True)
@@ -98,6 +120,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo("interrupted: nothing half-done was written", err=True)
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _show(error: click.ClickException) -> None:
+    """What click has against a command line, in the style of our own errors."""
+    ctx = getattr(error, "ctx", None)
+    if not isinstance(error, click.UsageError) or ctx is None or error.message == ctx.get_help():
+        error.show()  # the last: a group without a command shows its help
+        return
+    ours = EdgeIlsegError(error.format_message(), where=ctx.command_path, hint=f"{ctx.command_path} --help")
+    click.echo(f"error: {ours}", err=True)
 
 
 def main() -> None:

@@ -107,4 +107,5 @@ def _check_places(out: Path | None, plot: Path | None, *, replace: bool) -> None
         if not path.parent.is_dir():
             raise ConfigError("the folder for the file is missing", where=option, found=path.parent, hint="make it")
     if out is not None and out == plot:
-        raise ConfigError("the report and the plot cannot be one file", where="--plot", found=plot)
+        hint = "name two files"
+        raise ConfigError("the report and the plot cannot be one file", where="--plot", found=plot, hint=hint)

@@ -26,7 +26,12 @@ Plan = tuple[tuple[str, ...], ...]
 
 @click.group()
 def data() -> None:
-    """Look at a data set and at what each step would see of it."""
+    """Look at a data set and at what each step would see of it.
+
+    \b
+    edge-ilseg data inspect work
+    edge-ilseg data inspect folder:DATA --plan road,car/boat
+    """
 
 
 @data.command()
@@ -81,7 +86,7 @@ def inspect(
     from edge_ilseg.workspace import open_workspace
 
     if plan_text and scenario:
-        raise click.UsageError("give either --plan or --scenario")
+        raise ConfigError("--plan and --scenario exclude each other", hint="drop one of the two")
     opened = None if ":" in source or not Path(source).is_dir() else open_workspace(Path(source))
     config = opened.config.data if opened else parse_data_text(source)
     options = {**config.options, **parse_data_options(config.kind, data_option_items, "--data-option")}
@@ -109,7 +114,11 @@ def _typed_plan(text: str, info: DatasetInfo) -> Plan:
     first, *rest = (names(step) for step in text.split("/"))
     if not all((first, *rest)):
         raise ConfigError(
-            "a step of the plan has no class", where="--plan", found=repr(text), expected="such as road,car/boat"
+            "a step of the plan has no class",
+            where="--plan",
+            found=repr(text),
+            expected="such as road,car/boat",
+            hint="name the classes of each step, with one slash between two steps",
         )
     return (base_classes(first, info), *(resolve_classes(step, info.classes, info.aliases) for step in rest))
 

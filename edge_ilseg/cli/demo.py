@@ -19,6 +19,10 @@ def demo(folder: Path, replace: bool, base_iterations: int | None, step_iteratio
     """The whole way on generated images: base model, increments, bundles, verdicts. Minutes on a CPU.
 
     One model learns the class "star" by fine-tuning, one by distillation; both are exported to int8 and verified.
+
+    \b
+    edge-ilseg demo
+    edge-ilseg demo elsewhere --replace --base-iterations 200
     """
     import msgspec
     from rich.table import Table

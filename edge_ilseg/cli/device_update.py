@@ -32,7 +32,7 @@ root_option = click.option(
 def _stage_command(name: str, help_text: str, act: Callable[[Agent], Outcome]) -> click.Command:
     """A command that does one stage and says what came of it."""
 
-    @click.command(name, help=help_text)
+    @click.command(name, help=f"{help_text}\n\n\b\nedge-ilseg device {name}\nedge-ilseg device {name} --json")
     @root_option
     @json_option
     @click.pass_context
@@ -62,7 +62,12 @@ gc = _stage_command("gc", "Remove models and downloads that nothing needs.", lam
 @json_option
 @click.pass_context
 def confirm(ctx: click.Context, root: Path, force: bool, as_json: bool) -> None:
-    """End the trial by what the application has seen: confirm, go back, or wait on."""
+    """End the trial by what the application has seen: confirm, go back, or wait on.
+
+    \b
+    edge-ilseg device confirm
+    edge-ilseg device confirm --force
+    """
     outcome = _with_agent(root, lambda agent: agent.confirm(force=force))
     _print(outcome, as_json)
     ctx.exit(outcome.exit_code)
@@ -73,7 +78,11 @@ def confirm(ctx: click.Context, root: Path, force: bool, as_json: bool) -> None:
 @click.option("--reason", default="by hand", show_default=True, help="Kept in the history and reported.")
 @json_option
 def rollback(root: Path, reason: str, as_json: bool) -> None:
-    """Go back to the model before this one; this release is not taken again."""
+    """Go back to the model before this one; this release is not taken again.
+
+    \b
+    edge-ilseg device rollback --reason "no boats at night"
+    """
     _print(_with_agent(root, lambda agent: agent.roll_back(reason)), as_json)
 
 
@@ -166,7 +175,11 @@ def run(ctx: click.Context, root: Path, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def import_release(ctx: click.Context, root: Path, repository: Path, as_json: bool) -> None:
-    """Take a release from a copy of the repository: a USB stick, a mounted share. Check, fetch and stage."""
+    """Take a release from a copy of the repository: a USB stick, a mounted share. Check, fetch and stage.
+
+    \b
+    edge-ilseg device import /media/stick/models
+    """
     from edge_ilseg.devices.update.agent_run import import_from
 
     result = _with_agent(root, lambda agent: import_from(agent, repository))
@@ -182,7 +195,12 @@ def import_release(ctx: click.Context, root: Path, repository: Path, as_json: bo
 @root_option
 @json_option
 def status(root: Path, as_json: bool) -> None:
-    """What runs, what is on its way, what was refused, and what happened last."""
+    """What runs, what is on its way, what was refused, and what happened last.
+
+    \b
+    edge-ilseg device status
+    edge-ilseg device status --json
+    """
     from edge_ilseg.devices.update.agent_status import read_status
 
     found = read_status(root)
@@ -200,7 +218,11 @@ def status(root: Path, as_json: bool) -> None:
 @root_option
 @json_option
 def report(root: Path, as_json: bool) -> None:
-    """Send the reports that were not delivered yet."""
+    """Send the reports that were not delivered yet.
+
+    \b
+    edge-ilseg device report
+    """
     from edge_ilseg.devices.update.agent_config import read_agent_config
     from edge_ilseg.devices.update.agent_run import send_reports
 

@@ -40,6 +40,7 @@ def fleet() -> None:
     \b
     edge-ilseg fleet status reports
     edge-ilseg fleet status reports --halt-above 5% --repo models
+    edge-ilseg fleet report reports --out fleet.html
     """
 
 
@@ -100,6 +101,32 @@ def status(
         click.echo(f"no report: {item.file}: {item.reason}", err=True)
     if found.damaged_count > len(found.damaged):
         click.echo(f"no report: {found.damaged_count - len(found.damaged)} more", err=True)
+
+
+@fleet.command()
+@click.argument("reports", metavar="REPORTS_DIR", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.html", help="Where the page goes.")
+def report(reports: Path, out: Path) -> None:
+    """Write one HTML file about the fleet: models in use, roll-outs, refusals, latency and memory, who is silent.
+
+    The file holds everything that it shows, and takes the place of an earlier page of this program. Needs the extra
+    `report`.
+
+    \b
+    edge-ilseg fleet report reports --out fleet.html
+    """
+    from edge_ilseg.errors import check_extra
+    from edge_ilseg.files import write_bytes
+    from edge_ilseg.fleet import read_reports
+
+    check_extra("report", ["jinja2", "matplotlib"], "a report for people")
+    from edge_ilseg.report.fleet_page import fleet_page
+    from edge_ilseg.report.writing import check_place
+
+    check_place(out)
+    page = fleet_page(read_reports(reports), reports.resolve().name).encode()
+    write_bytes(out, page)
+    click.echo(f"report: {out} ({len(page) / (1 << 20):.2f} MiB)")
 
 
 def _halt(

@@ -9,6 +9,7 @@ import click
 
 from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.cli.options import hint_option
+from edge_ilseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,7 +80,7 @@ def predict(
     from edge_ilseg.devices.prediction import encode_predictions, predict_images
 
     if no_overlay and alpha is not None:
-        raise click.UsageError("--alpha is for overlays, and --no-overlay leaves them out")
+        raise ConfigError("--alpha is for overlays, and --no-overlay leaves them out", hint="drop one of the two")
     with progress_bar("predict") as progress:
         predictions = predict_images(
             bundle,

@@ -374,7 +374,11 @@ def _watch(given: dict[str, float | None]) -> WatchLimits:
     try:
         return msgspec.convert(values, WatchLimits)
     except msgspec.ValidationError as error:
-        raise UpdateError("an option of the watch has a value that cannot be used", found=str(error)) from error
+        raise UpdateError(
+            "an option of the watch has a value that cannot be used",
+            found=str(error),
+            hint="the --watch- options and their units: edge-ilseg publish add --help",
+        ) from error
 
 
 def _print_json(value: Any) -> None:

@@ -44,7 +44,12 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def scenario() -> None:
-    """Compare methods over whole scenarios: every step of every method, several seeds, and both bounds."""
+    """Compare methods over whole scenarios: every step of every method, several seeds, and both bounds.
+
+    \b
+    edge-ilseg scenario run msrc:16+5 --root DATA/msrc-v2 --seeds 3
+    edge-ilseg scenario show scenario-msrc-16+5
+    """
 
 
 @scenario.command()
@@ -245,7 +250,12 @@ def _parse_source(source: str) -> tuple[str, str]:
 
     kind, separator, text = source.partition(":")
     if not separator or not text:
-        raise ConfigError("the scenario cannot be read", found=repr(source), expected="KIND:N+M, such as msrc:16+5")
+        raise ConfigError(
+            "the scenario cannot be read",
+            found=repr(source),
+            expected="KIND:N+M, such as msrc:16+5",
+            hint="name data set and plan: edge-ilseg scenario run --help",
+        )
     check_kind(kind)
     return kind, text
 
@@ -254,7 +264,11 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
     parts = names(text)
     if not parts or not all(part.isdecimal() for part in parts):
         raise ConfigError(
-            "the seeds cannot be read", where="--seeds", found=repr(text), expected="a number, or a list such as 0,4"
+            "the seeds cannot be read",
+            where="--seeds",
+            found=repr(text),
+            expected="a number, or a list such as 0,4",
+            hint="--seeds 3 runs seeds 0, 1 and 2",
         )
     return tuple(int(part) for part in parts) if "," in text else tuple(range(int(text)))
 

@@ -113,7 +113,7 @@ def _devices(params: Mapping[str, Any]) -> list[tuple[Device, RemoteSettings]]:
         found.append((device, RemoteSettings(python, folder, ssh_options)))
     for place, item in enumerate(found):
         if item in found[:place]:
-            raise ConfigError("a device is given twice", where="--on", found=item[0])
+            raise ConfigError("a device is given twice", where="--on", found=item[0], hint="name each device once")
     return found
 
 
@@ -127,6 +127,7 @@ def _one_each(option: str, values: tuple[str, ...], default: str, count: int) ->
             where=option,
             found=f"{len(values)} values and {count} devices",
             expected="one for all, or as many as --on, in the same order",
+            hint=f"give {option} once, or {count} times",
         )
     return (values or (default,)) * count
 
@@ -174,6 +175,7 @@ def _forwarded(ctx: click.Context) -> list[str]:
             where="--images",
             found=images,
             expected="an absolute path, the same on every device",
+            hint="give the folder of the device's camera, such as /var/camera",
         )
     words = []
     for parameter in ctx.command.params:

@@ -11,6 +11,7 @@ from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.cli.options import names, parse_data_options, parse_size, workspace_argument
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, default_weights, override
 from edge_ilseg.data import DATASETS
+from edge_ilseg.errors import ConfigError
 from edge_ilseg.models.spec import Backbone
 from edge_ilseg.scenario import SETUPS
 
@@ -73,7 +74,12 @@ def init(
     from edge_ilseg.workspace import create_workspace
 
     if (base_classes is None) == (later_classes is None):
-        raise click.UsageError("give either --base-classes or --later-classes")
+        raise ConfigError(
+            "which classes step 0 gets is not clear",
+            found="both options" if base_classes else "no option",
+            expected="either --base-classes or --later-classes",
+            hint="--later-classes boat gives step 0 every class but boat",
+        )
     data = override(
         DataConfig(kind=kind, options=parse_data_options(kind, dataset_options, "--option")),
         root=str(root.resolve()) if root else None,
@@ -115,6 +121,10 @@ def steps(workspace: Path, as_json: bool) -> None:
     """List the steps of a workspace: classes, method, parent and scores.
 
     A damaged step is listed with what is wrong with it; the exit code is 3 then.
+
+    \b
+    edge-ilseg steps work
+    edge-ilseg steps work --json
     """
     import msgspec
     from rich.table import Table
