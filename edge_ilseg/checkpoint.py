@@ -1,7 +1,8 @@
-"""A step on the disk: `model.safetensors` and `step.json`, nothing else, nothing pickled.
+"""A step on the disk: `model.safetensors`, `step.json` and the training's log, nothing else, nothing pickled.
 
 1. The id of a step is the SHA-256 of its record, which holds the SHA-256 of its weights and its parent's id: a step
-   names its whole lineage, and a changed byte anywhere is found.
+   names its whole lineage, and a changed byte anywhere in those two is found. The log (`edge_ilseg.training_log`) is
+   something to look at, and no part of the step's identity.
 2. A step appears under its name whole or not at all (`edge_ilseg.files.new_folder`).
 3. Reading a record needs no torch; loading a model does. Format page: docs/workspace-format.md.
 """
@@ -20,6 +21,7 @@ from edge_ilseg.methods import Method
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.records import parse_versioned
+from edge_ilseg.training_log import LOG_NAME
 
 if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
@@ -105,7 +107,11 @@ class StepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def record_id(record: StepRecord) -> str:
     """SHA-256 of the record's canonical JSON with an empty `id` (rule 1)."""
-    return sha256_bytes(msgspec.json.encode(msgspec.structs.replace(record, id=""), order="sorted"))
+    return _content_id(msgspec.to_builtins(record))
+
+
+def _content_id(content: dict[str, object]) -> str:
+    return sha256_bytes(msgspec.json.encode({**content, "id": ""}, order="sorted"))
 
 
 def parse_record(data: bytes, *, where: object = None) -> StepRecord:
@@ -124,11 +130,12 @@ def parse_record(data: bytes, *, where: object = None) -> StepRecord:
         where=where,
         hint="restore the folder from a copy, or delete it and train the step again",
     )
-    if record.id != record_id(record):
+    found_id = _content_id(msgspec.json.decode(data))  # of what was written: a field that is newer than it has no part
+    if record.id != found_id:
         raise WorkspaceError(
             "the step's record was changed after it was written",
             where=where,
-            found=f"content {record_id(record)[:12]}",
+            found=f"content {found_id[:12]}",
             expected=f"id {record.id[:12]}",
             hint="restore the folder from a copy, or delete it and train the step again",
         )
@@ -168,8 +175,14 @@ def check_weights(folder: Path, record: StepRecord) -> None:
         )
 
 
-def write_step(folder: Path, record: StepRecord, model: SegmentationModel) -> StepRecord:
+def write_step(folder: Path, record: StepRecord, model: SegmentationModel, *, log: str = "") -> StepRecord:
     """Write a step whole or not at all (rule 2) and return its record with the hashes filled in.
+
+    Args:
+        folder: of the step.
+        record: all but the hashes and the id.
+        model: its network.
+        log: what `training.csv` holds; no file is written where it is empty.
 
     Raises:
         WorkspaceError: there is a step of that name already.
@@ -192,6 +205,8 @@ def write_step(folder: Path, record: StepRecord, model: SegmentationModel) -> St
         with new_folder(folder) as part:
             (part / WEIGHTS_NAME).write_bytes(weights)
             (part / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+            if log:
+                (part / LOG_NAME).write_text(log, encoding="utf-8")
     except FileExistsError as error:
         raise WorkspaceError(
             "there is a step of that name already", where=folder, hint="give the new one another --name, or delete it"

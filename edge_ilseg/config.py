@@ -38,6 +38,7 @@ DataOptions = dict[str, int | float | str | bool | list[str]]
 
 
 Geometry = Literal["stretch", "native"]
+FeatureDtype = Literal["float32", "float16", "int8"]
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +85,11 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     of whole images, as in the literature."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     seed: Annotated[int, Meta(ge=0)] = 0
+    augment_views: Annotated[int, Meta(ge=0)] = 0
+    """Augmented views of each image that are shown again and again, with their features cached, under a frozen encoder;
+    0: every sample is a new view. See `edge_ilseg.feature_cache`."""
+    feature_cache_dtype: FeatureDtype = "float16"
+    feature_cache_mib: Positive = 4096
 
 
 class StepConfig(TrainConfig, frozen=True, forbid_unknown_fields=True):

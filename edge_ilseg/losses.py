@@ -36,9 +36,13 @@ def masked_mean(values_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
     In several processes the mean is over the pixels of all of them: each divides its own sum by the mean count, and
     the averaging of the gradients does the rest.
     """
+    return (values_NHW * mask_NHW).sum() / _mean_count(mask_NHW)
+
+
+def _mean_count(mask_NHW: Tensor) -> Tensor:
+    """What a sum over the mask is divided by for `masked_mean`."""
     count = _mean_over_processes(mask_NHW.sum().float())
-    smallest = 1 / _process_count()
-    return (values_NHW * mask_NHW).sum() / count.clamp(min=smallest)
+    return count.clamp(min=1 / _process_count())
 
 
 def _process_count() -> int:
@@ -118,11 +122,18 @@ def kd_output(
     """
     old_count = teacher_logits_NKHW.shape[1]
     considered = student_logits_NCHW if softmax == "all" else student_logits_NCHW[:, :old_count]
-    log_student_NKHW = F.log_softmax(considered / temperature, dim=1)[:, :old_count]
-    teacher_NKHW = F.softmax(teacher_logits_NKHW.detach() / temperature, dim=1)
-    per_class_NKHW = -(teacher_NKHW * log_student_NKHW) * temperature**2
-    per_pixel_NHW = per_class_NKHW.sum(dim=1) if classes == "sum" else per_class_NKHW.mean(dim=1)
-    return masked_mean(per_pixel_NHW, distilled_pixels(labels_NHW, old_count, mask))
+    log_student_NKHW = F.log_softmax(_over_temperature(considered, temperature), dim=1)[:, :old_count]
+    teacher_NKHW = F.softmax(_over_temperature(teacher_logits_NKHW.detach(), temperature), dim=1)
+    # The mask goes to the teacher, which has no gradient: the student's side is read once and not written out again.
+    mask_NHW = distilled_pixels(labels_NHW, old_count, mask)
+    teacher_NKP = (teacher_NKHW * mask_NHW[:, None]).flatten(2)
+    agreement: Tensor = torch.linalg.vecdot(teacher_NKP, log_student_NKHW.flatten(2)).sum()
+    factor = temperature**2 / (1 if classes == "sum" else old_count)
+    return -agreement * factor / _mean_count(mask_NHW)
+
+
+def _over_temperature(logits_NCHW: Tensor, temperature: float) -> Tensor:
+    return logits_NCHW if temperature == 1 else logits_NCHW / temperature
 
 
 def distilled_pixels(labels_NHW: Tensor, old_count: int, mask: Mask) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -23,24 +23,25 @@ from edge_ilseg.config import DataConfig, Geometry
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.step_view import count_pixels, image_set_sha256, presence
-from edge_ilseg.errors import DataError, EdgeIlsegError, check_extra
+from edge_ilseg.errors import DataError, EdgeIlsegError, NotFiniteError, check_extra
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.planning import StepPlan
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
+from edge_ilseg.schedule import CHECKPOINT_SECONDS
+from edge_ilseg.training_log import TrainingLog, check_tensorboard
 from edge_ilseg.workspace import Workspace
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edge_ilseg.bundle import Manifest
     from edge_ilseg.calibration.sample import CalibrationImages
     from edge_ilseg.export.parent import ParentBundle
     from edge_ilseg.export.request import ExportRequest
     from edge_ilseg.models.segmentation import SegmentationModel
-    from edge_ilseg.terms import StepFacts
+    from edge_ilseg.train import TrainingRun
+    from edge_ilseg.training_state import StateKeeper
 
 TRAINING_MODULES = ("torch", "lightning_fabric", "safetensors")
 EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors")
@@ -54,9 +55,16 @@ def run_plan(
     accelerator: str = "auto",
     devices: int = 1,
     workers: int = 0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    max_minutes: float | None = None,
+    tensorboard: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
     progress: ProgressCallback = no_progress,
 ) -> StepRecord:
     """Train a planned step, score it on the evaluation split, and write it.
+
+    A run that was killed goes on from its last checkpoint when it is called again with the same plan and arguments
+    (`edge_ilseg.training_state`).
 
     Args:
         workspace: where the parent is, and the step is written.
@@ -64,6 +72,10 @@ def run_plan(
         accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
         devices: processes to train in, one on each device; the first one scores and writes.
         workers: processes that decode and augment.
+        checkpoint_seconds: between two checkpoints: how much work a kill may cost.
+        max_minutes: of training, at most; where not all iterations fit, fewer are run (`edge_ilseg.schedule`).
+        tensorboard: folder in which TensorBoard's files get a folder of the step's name.
+        say: told in a sentence when training goes on from a checkpoint or starts anew beside one.
         progress: told what is done.
 
     Raises:
@@ -71,36 +83,41 @@ def run_plan(
             then, and those that were there are as they were.
     """
     check_extra("train", TRAINING_MODULES, "training")
+    if tensorboard is not None:
+        check_tensorboard()
     from edge_ilseg.averaging import average_with
-    from edge_ilseg.data.loader import training_batches
-    from edge_ilseg.train import train
+    from edge_ilseg.step_start import make_models
+    from edge_ilseg.training_state import StateKeeper, plan_key, training_folder
 
-    model, teacher, weights_sha256 = _make_models(workspace, plan)
+    model, teacher, weights_sha256 = make_models(workspace, plan)
     record = _blank_record(workspace, plan, model.spec, weights_sha256)
-    run = train(
-        model,
-        training_batches(plan.view, model.spec, plan.settings, workers=workers, devices=devices),
-        plan.settings,
-        teacher=teacher,
-        method=plan.method,
-        facts=_step_facts(plan, model),
-        find_thresholds=_threshold_finder(plan, progress),
-        accelerator=accelerator,
-        devices=devices,
-        progress=progress,
-    )
+    folder = workspace.step_folder(plan.name)
+    key = plan_key(record, accelerator=accelerator, devices=devices, max_minutes=max_minutes)
+    keeper = StateKeeper(training_folder(folder), key, seconds=checkpoint_seconds, say=say)
+    log = TrainingLog(tensorboard / plan.name if tensorboard is not None else None)
+    how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "max_minutes": max_minutes}
+    try:
+        run = _train(plan, model, teacher, workers, keeper=keeper, log=log, progress=progress, **how)
+    except NotFiniteError:
+        keeper.remove()
+        raise
     if teacher is not None and plan.method is not None:
         average_with(teacher, model, plan.method.new_share)
     metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, run.accelerator, progress)
+    if scores := metrics.get(plan.data.eval_split):
+        log.score(scores.miou_old, scores.miou_new, scores.miou_all)
+    log.close()
     record = msgspec.structs.replace(
         record,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        training=msgspec.structs.replace(plan.settings, iterations=run.iterations),
         accelerator=run.accelerator,
         training_seconds=run.seconds,
         metrics=metrics,
         parent_metrics=parent_metrics,
     )
-    record = write_step(workspace.step_folder(plan.name), record, model)
+    record = write_step(folder, record, model, log=log.text())
+    keeper.remove()
     if unscored:
         raise DataError(
             f"step {plan.name} was trained and written, and could not be scored: {unscored.what}",
@@ -111,26 +128,36 @@ def run_plan(
     return record
 
 
-def _step_facts(plan: StepPlan, model: SegmentationModel) -> StepFacts:
-    """What the losses know of the step beside a batch."""
-    import torch
+def _train(
+    plan: StepPlan,
+    model: SegmentationModel,
+    teacher: SegmentationModel | None,
+    workers: int,
+    *,
+    keeper: StateKeeper,
+    devices: int,
+    progress: ProgressCallback,
+    **how: Any,
+) -> TrainingRun:
+    """Train the model of a plan on the plan's batches, from the keeper's iteration on."""
+    from edge_ilseg.data.loader import training_batches
+    from edge_ilseg.step_start import step_facts, threshold_finder
+    from edge_ilseg.train import train
 
-    from edge_ilseg.terms import StepFacts
-
-    if plan.method is None or not plan.method.logit_adjustment:
-        return StepFacts(plan.old_count, plan.background_channel)
-    pixels = torch.tensor([*plan.view.channel_pixels, *([0] * (model.reserved_count or 0))], dtype=torch.float64)
-    frequency = (pixels / pixels.sum()).clamp(min=plan.method.smallest_frequency)
-    return StepFacts(plan.old_count, plan.background_channel, log_frequency_C=frequency.log().float())
-
-
-def _threshold_finder(plan: StepPlan, progress: ProgressCallback) -> Callable[[SegmentationModel], Tensor] | None:
-    """How sure the teacher must be, measured on the step's images once it is on its device; None without need."""
-    if plan.method is None or plan.method.pseudo_labels == "none":
-        return None
-    from edge_ilseg.pseudo_labels import entropy_thresholds
-
-    return lambda teacher: entropy_thresholds(teacher, plan.view, plan.background_channel, progress)
+    first = keeper.first_iteration
+    return train(
+        model,
+        training_batches(plan.view, model.spec, plan.settings, first_iteration=first, workers=workers, devices=devices),
+        plan.settings,
+        teacher=teacher,
+        method=plan.method,
+        facts=step_facts(plan, model),
+        find_thresholds=threshold_finder(plan, progress),
+        keeper=keeper,
+        devices=devices,
+        progress=progress,
+        **how,
+    )
 
 
 def _blank_record(workspace: Workspace, plan: StepPlan, spec: ModelSpec, weights_sha256: str | None) -> StepRecord:
@@ -174,32 +201,6 @@ def _data_record(plan: StepPlan) -> DataRecord:
         image_ids=plan.view.image_ids,
         images_sha256=image_set_sha256(plan.view.image_ids, plan.view.dataset),
     )
-
-
-def _make_models(
-    workspace: Workspace, plan: StepPlan
-) -> tuple[SegmentationModel, SegmentationModel | None, str | None]:
-    """The network to train, its teacher (None at step 0), and the hash of the file that step 0 began with."""
-    import torch
-
-    if plan.parent is None:
-        from edge_ilseg.models.segmentation import build_model
-        from edge_ilseg.models.weights import load_backbone_weights
-
-        torch.manual_seed(plan.settings.seed)
-        model = build_model(workspace.config.model, (len(plan.classes),))
-        source = workspace.config.weights
-        named = source in ("imagenet", "none")
-        return model, None, load_backbone_weights(model, source if named else workspace.root / source)
-    parent_folder = workspace.step_folder(plan.parent.name)
-    teacher, model = load_model(parent_folder, plan.parent), load_model(parent_folder, plan.parent)
-    torch.manual_seed(plan.settings.seed)
-    model.grow(
-        len(plan.classes) - plan.old_count,
-        init=plan.method.head_init if plan.method else "default",
-        background_channel=plan.background_channel,
-    )
-    return model, teacher, None
 
 
 def _score_plan(

@@ -16,6 +16,7 @@ from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
 from edge_ilseg.data.step_view import StepView, channel_pixels, count_pixels, presence
 from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
+from edge_ilseg.feature_views import check_views
 from edge_ilseg.methods import Method, check_terms_can_move, fit_method
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.spec import ModelSpec
@@ -135,6 +136,7 @@ def plan_base(
     """
     config = workspace.config
     settings = settings or config.train
+    check_views(settings, None, config.model.backbone)
     _check_name_is_free(workspace, BASE_STEP)
     dataset = dataset or open_data(config.data)
     classes = base_classes(config.classes.base, dataset.info)
@@ -262,7 +264,8 @@ def _check_evaluation(dataset: Dataset, data: DataConfig, classes: Sequence[str]
 
 
 def _check_method(method: Method, model: ModelSpec, settings: StepConfig) -> None:
-    """Refuse a method that this network or this batch leaves without effect."""
+    """Refuse a method that this network or this batch leaves without effect, and views that it cannot use."""
+    check_views(settings, method, model.backbone)
     check_terms_can_move(
         method,
         encoder_frozen=is_encoder_frozen(method.freeze, model.backbone),

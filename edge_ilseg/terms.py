@@ -6,8 +6,10 @@ of the `Method`; the formulas are in `edge_ilseg.losses`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,18 +131,36 @@ def hidden_pixels(labels_NHW: Tensor, background: int | None) -> Tensor:
     return labels_NHW == (VOID if background is None else background)
 
 
-def check_finite(terms: Mapping[str, Tensor], iteration: int) -> None:
+def copy_values(terms: Mapping[str, Tensor]) -> Callable[[], dict[str, float]]:
+    """Begin to copy the terms to the host; the result waits for them, and for nothing that is queued afterwards.
+
+    That is the one time that an iteration waits for a GPU: by then the backward pass is queued behind.
+    """
+    stacked = torch.stack([value.detach() for value in terms.values()]).to("cpu", non_blocking=True)
+    copied: Any = torch.cuda.Event() if next(iter(terms.values())).is_cuda else None  # type: ignore[no-untyped-call]
+    if copied is not None:
+        copied.record()
+
+    def values() -> dict[str, float]:
+        if copied is not None:
+            copied.synchronize()
+        return dict(zip(terms, stacked.tolist(), strict=True))
+
+    return values
+
+
+def check_finite(values: Mapping[str, float], iteration: int) -> None:
     """Stop before the optimiser sees a loss that is not finite.
 
     Raises:
         NotFiniteError: names the term, the iteration and what to change.
     """
-    for name, value in terms.items():
-        if not torch.isfinite(value):
+    for name, value in values.items():
+        if not math.isfinite(value):
             raise NotFiniteError(
                 "the loss is not finite; the weights were not changed by this iteration and no step was written",
                 where=f"term {name}, iteration {iteration}",
-                found=f"{value.item()}",
+                found=f"{value}",
                 expected="a finite number",
                 hint="lower --learning-rate"
                 + (f", or the weight of this term (--loss {name}=...)" if name != "cross_entropy" else ""),

@@ -1,10 +1,10 @@
-"""The training loop of step 0 and of every later step, readable from top to bottom.
+"""Training of step 0 and of every later step; the iterations themselves are in `edge_ilseg.training_loop`.
 
 1. The teacher is the parent's model: frozen, in eval mode, on the same augmented crop as the student.
 2. What the method freezes has no gradient, is not in the optimiser, and keeps its batch norm statistics to the bit.
-3. A loss that is not finite stops the run before the optimiser has seen it.
-4. With a frozen encoder, teacher and student have the same features: they are computed once.
-5. Several processes share each batch; the first one goes on with the result, the others end (`WorkerDone`).
+3. What is frozen is the teacher's: it runs once for both, without gradients (`edge_ilseg.trunk`).
+4. Several processes share each batch; the first one goes on with the result, the others end (`WorkerDone`).
+5. A killed run goes on from its checkpoint (`edge_ilseg.training_state`).
 """
 
 from __future__ import annotations
@@ -21,24 +21,20 @@ from torch import Tensor
 
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.errors import TrainingError
-from edge_ilseg.losses import cross_entropy
+from edge_ilseg.feature_cache import FeatureCache, open_cache
 from edge_ilseg.methods import Method
-from edge_ilseg.models.freezing import is_encoder_frozen
-from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import ProgressCallback
-from edge_ilseg.terms import (
-    LossInputs,
-    StepFacts,
-    check_finite,
-    classification_term,
-    distillation_terms,
-    needs_teacher,
-)
+from edge_ilseg.schedule import Schedule
+from edge_ilseg.terms import StepFacts, needs_teacher
+from edge_ilseg.training_log import TrainingLog
+from edge_ilseg.training_loop import Course, Loop, fit_schedule, run_iterations
+from edge_ilseg.training_state import StateKeeper
+from edge_ilseg.trunk import check_trunk_is_shared
 
 
 class WorkerDone(Exception):
-    """Raised at the end of training in every process but the first (rule 5)."""
+    """Raised at the end of training in every process but the first (rule 4)."""
 
 
 @dataclass(frozen=True)
@@ -48,31 +44,27 @@ class TrainingRun:
     seconds: float
     accelerator: str
     final_terms: dict[str, float]
+    iterations: int
+    """How many there were in all; fewer than asked for when a budget of time has room for fewer."""
 
 
 def make_optimizer(model: SegmentationModel, settings: TrainConfig) -> torch.optim.SGD:
     """SGD over the parameters that are not frozen; weight decay on convolution weights alone (see `TrainConfig`)."""
     groups = []
-    for part, rate in (
-        (model.encoder, settings.learning_rate),
-        (model.decoder, settings.learning_rate * settings.decoder_rate_factor),
+    for name, part, rate in (
+        ("encoder", model.encoder, settings.learning_rate),
+        ("decoder", model.decoder, settings.learning_rate * settings.decoder_rate_factor),
     ):
         trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
         for decayed in (True, False):
             parameters = [parameter for parameter in trainable if (parameter.ndim == 4) == decayed]
             if parameters:
                 decay = settings.weight_decay if decayed else 0.0
-                groups.append({"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+                group = {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+                groups.append({"part": name, **group})
     if not groups:
         raise TrainingError("everything is frozen: there is nothing to train", hint="freeze less")
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
-
-
-def scheduled_rate(peak: float, settings: TrainConfig, iteration: int) -> float:
-    """Polynomial decay over the iterations that really run: `end + (peak - end) * (1 - i / n) ** power`."""
-    end = min(settings.learning_rate_end, peak)
-    remaining: float = (1 - iteration / settings.iterations) ** settings.schedule_power
-    return end + (peak - end) * remaining
 
 
 def train(
@@ -86,13 +78,17 @@ def train(
     find_thresholds: Callable[[SegmentationModel], Tensor] | None = None,
     accelerator: str = "auto",
     devices: int = 1,
+    keeper: StateKeeper | None = None,
+    log: TrainingLog | None = None,
+    max_minutes: float | None = None,
     progress: ProgressCallback,
 ) -> TrainingRun:
     """Train `model` in place; on CPU it is left there, wherever it was trained.
 
     Args:
         model: the network of this step, its classifier grown already.
-        batches: (images uint8 N x H x W x 3, labels int64 N x H x W in channels, 255 void), `iterations` of them.
+        batches: (images uint8 N x H x W x 3, labels int64 N x H x W in channels, 255 void), `iterations` of them, or
+            those from the keeper's first iteration on. With `max_minutes` they are asked for twice.
         settings: optimiser, schedule and batch norm mode.
         teacher: the parent's network; needed when the method has a distillation term.
         method: freezing and loss weights; `None` at step 0.
@@ -101,46 +97,44 @@ def train(
         accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
         devices: processes, one on each device; Fabric starts the same command in the others. Each batch is divided
             among them.
+        keeper: has the checkpoint to go on from, and writes the next ones.
+        log: gets the rows of `training.csv`.
+        max_minutes: of training, at most; where not all iterations fit, fewer are run (`edge_ilseg.schedule`).
         progress: told the share of iterations done and the loss.
 
     Raises:
         TrainingError: a loss is not finite, everything is frozen, or the batch cannot be divided.
+        EdgeIlsegError: the disk is full; the checkpoint before is as it was.
         WorkerDone: in every process but the first, at the end.
     """
     if method is not None and facts is None:
         raise ValueError("a method's losses need the facts of the step")
     fabric = _make_fabric(accelerator, devices, settings)
-    fabric.seed_everything(settings.seed, verbose=False)
-    model.set_frozen(method.freeze if method else "none")
-    model.set_batch_norm(settings.batch_norm)
-    model.train()
-    optimizer = make_optimizer(model, settings)
-    student, optimizer = fabric.setup(model, optimizer)
-    student.mark_forward_method("decode")
-    if method is None or not needs_teacher(method):
-        teacher = None
-    if teacher is not None:
-        fabric.to_device(teacher.requires_grad_(False).eval())
-    if teacher is not None and facts is not None and find_thresholds is not None:
-        facts = replace(facts, thresholds_K=find_thresholds(teacher))
-    features_are_shared = method is not None and is_encoder_frozen(method.freeze, model.spec.backbone)
-    loader = fabric.setup_dataloaders(batches) if isinstance(batches, torch.utils.data.DataLoader) else batches
-
-    terms: dict[str, Tensor] = {}
-    started = time.perf_counter()
-    for iteration, (images_NHWC, labels_NHW) in enumerate(loader):
-        for group in optimizer.param_groups:
-            group["lr"] = scheduled_rate(group["peak_lr"], settings, iteration)
-        images_NCHW = normalize(images_NHWC, model.spec)
-        with fabric.autocast():
-            terms = _loss_terms(student, teacher, method, facts, images_NCHW, labels_NHW, features_are_shared)
-        check_finite(terms, iteration)
-        loss = torch.stack(list(terms.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        optimizer.step()
-        if iteration % 10 == 0 or iteration + 1 == settings.iterations:
-            progress(f"training, loss {loss.item():.3f}", (iteration + 1) / settings.iterations)
+    _check_same_start(fabric, keeper)
+    found = keeper.found if keeper else None
+    if found is not None and facts is not None:
+        facts = replace(facts, thresholds_K=found.thresholds_K)
+    loop = _make_loop(fabric, model, settings, teacher, method, facts, find_thresholds)
+    cache = _open_cache(loop, batches, keeper)
+    loader: Any = cache or batches
+    if isinstance(loader, torch.utils.data.DataLoader):
+        loader = fabric.setup_dataloaders(loader)
+    started = time.perf_counter() - (found.header.seconds if found else 0.0)
+    deadline = None if max_minutes is None else started + 60 * max_minutes
+    schedule = Schedule(settings.iterations)
+    if found is not None:
+        loop.restore(found)
+        schedule = found.header.schedule
+        if log is not None:
+            log.restore(found.header.log)
+    elif max_minutes is not None:
+        schedule = fit_schedule(loop, loader, 60 * max_minutes)
+    first = keeper.first_iteration if keeper else 0
+    watched = fabric.global_rank == 0
+    course = Course(schedule, first, started, deadline, keeper if watched else None, log if watched else None, progress)
+    values = run_iterations(loop, loader, course)
+    if cache is not None:
+        cache.close()
     fabric.barrier()
     if fabric.global_rank:
         raise WorkerDone
@@ -148,8 +142,72 @@ def train(
     return TrainingRun(
         seconds=time.perf_counter() - started,
         accelerator=str(fabric.device),
-        final_terms={name: value.item() for name, value in terms.items()},
+        final_terms=values,
+        iterations=course.schedule.iterations,
     )
+
+
+def _make_loop(
+    fabric: Fabric,
+    model: SegmentationModel,
+    settings: TrainConfig,
+    teacher: SegmentationModel | None,
+    method: Method | None,
+    facts: StepFacts | None,
+    find_thresholds: Callable[[SegmentationModel], Tensor] | None,
+) -> Loop:
+    """Freeze, wrap and move to the device; measure how sure the teacher must be, where that is not known yet."""
+    fabric.seed_everything(settings.seed, verbose=False)
+    model.set_frozen(method.freeze if method else "none")
+    model.set_batch_norm(settings.batch_norm)
+    model.train()
+    optimizer = make_optimizer(model, settings)
+    student, stepper = fabric.setup(model, optimizer)
+    student.mark_forward_method("tail")
+    if method is None or not needs_teacher(method):
+        teacher = None
+    if teacher is not None:
+        fabric.to_device(teacher.requires_grad_(False).eval())
+        check_trunk_is_shared(model, teacher)
+    if facts is not None and facts.thresholds_K is not None:
+        facts = replace(facts, thresholds_K=fabric.to_device(facts.thresholds_K))
+    elif teacher is not None and facts is not None and find_thresholds is not None:
+        facts = replace(facts, thresholds_K=find_thresholds(teacher))
+    return Loop(fabric, model, student, optimizer, stepper, settings, teacher, method, facts)
+
+
+def _open_cache(loop: Loop, batches: Any, keeper: StateKeeper | None) -> FeatureCache | None:
+    """What takes the place of the loader where views are shown again (`edge_ilseg.feature_cache`)."""
+    if loop.method is None or not loop.settings.augment_views:
+        return None
+    return open_cache(
+        batches,
+        loop.teacher or loop.model,
+        loop.method,
+        has_teacher=loop.teacher is not None,
+        autocast=loop.fabric.autocast,
+        folder=keeper.folder if keeper else None,
+        first=keeper.first_iteration if keeper else 0,
+        process=(loop.fabric.global_rank, loop.fabric.world_size),
+    )
+
+
+def _check_same_start(fabric: Fabric, keeper: StateKeeper | None) -> None:
+    """Check that all processes have found the same checkpoint, or none.
+
+    Raises:
+        TrainingError: another iteration than the first process's.
+    """
+    own = keeper.first_iteration if keeper else 0
+    first = fabric.broadcast(own)
+    if own != first:
+        raise TrainingError(
+            "the processes do not go on from the same iteration",
+            found=f"iteration {own} in process {fabric.global_rank}",
+            expected=f"iteration {first}, as in the first process",
+            hint="put the workspace where all machines see it, or delete the checkpoint: the hidden folder beside the "
+            "step, its name ends in .training",
+        )
 
 
 def _make_fabric(accelerator: str, devices: int, settings: TrainConfig) -> Fabric:
@@ -180,29 +238,3 @@ def _make_fabric(accelerator: str, devices: int, settings: TrainConfig) -> Fabri
             expected="an accelerator that is there",
             hint="--accelerator auto takes a GPU where there is one, and the CPU otherwise",
         ) from error
-
-
-def _loss_terms(
-    student: Any,
-    teacher: SegmentationModel | None,
-    method: Method | None,
-    facts: StepFacts | None,
-    images_NCHW: Tensor,
-    labels_NHW: Tensor,
-    features_are_shared: bool,
-) -> dict[str, Tensor]:
-    """Cross-entropy and the method's weighted distillation terms for one batch."""
-    height_px, width_px = images_NCHW.shape[2:]
-    if method is None or facts is None:
-        return {"cross_entropy": cross_entropy(student(images_NCHW).logits_NCHW, labels_NHW)}
-    if teacher is None:
-        logits_NCHW = student(images_NCHW).logits_NCHW
-        return {"cross_entropy": classification_term(logits_NCHW, labels_NHW, method, facts, None)}
-    with torch.no_grad():
-        seen = teacher(images_NCHW)
-    if features_are_shared:
-        output = student.decode(seen.features_NCHW, height_px, width_px, seen.stages)
-    else:
-        output = student(images_NCHW)
-    term = classification_term(output.logits_NCHW, labels_NHW, method, facts, seen.logits_NCHW)
-    return {"cross_entropy": term} | distillation_terms(LossInputs(output, seen, labels_NHW, method, facts))

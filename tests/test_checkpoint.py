@@ -23,6 +23,7 @@ from edge_ilseg.checkpoint import (
     write_step,
 )
 from edge_ilseg.errors import EdgeIlsegError, WorkspaceError
+from edge_ilseg.files import sha256_bytes
 from edge_ilseg.models.segmentation import SegmentationModel, build_model
 
 
@@ -53,6 +54,18 @@ def test_a_record_survives_a_round_trip(step_folder: Path) -> None:
     record = read_record(step_folder)
     assert parse_record(msgspec.json.encode(record)) == record
     assert record.id == record_id(record)
+
+
+def test_a_record_that_is_older_than_a_setting_keeps_its_id(step_folder: Path) -> None:
+    content = msgspec.json.decode((step_folder / RECORD_NAME).read_bytes())
+    del content["training"]["augment_views"]
+    content["id"] = sha256_bytes(msgspec.json.encode({**content, "id": ""}, order="sorted"))
+    older = parse_record(msgspec.json.encode(content))
+    assert older.training == read_record(step_folder).training
+    assert older.id != read_record(step_folder).id
+    content["training"]["seed"] += 1
+    with pytest.raises(WorkspaceError, match="was changed after it was written"):
+        parse_record(msgspec.json.encode(content))
 
 
 def test_the_id_covers_the_weights_and_the_lineage(tmp_path: Path, model: SegmentationModel) -> None:

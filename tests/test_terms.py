@@ -146,4 +146,4 @@ def test_fine_tuning_and_freezing_run_no_teacher() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_named(value: float) -> None:
     with pytest.raises(TrainingError, match=r"term kd_feature, iteration 7(.|\n)*--loss kd_feature"):
-        check_finite({"cross_entropy": torch.tensor(1.0), "kd_feature": torch.tensor(value)}, 7)
+        check_finite({"cross_entropy": 1.0, "kd_feature": value}, 7)

@@ -20,8 +20,9 @@ from edge_ilseg.models.segmentation import SegmentationModel, build_model
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import no_progress
 from edge_ilseg.scenario import label_lookup
+from edge_ilseg.schedule import Schedule, scheduled_rate
 from edge_ilseg.terms import StepFacts
-from edge_ilseg.train import make_optimizer, scheduled_rate, train
+from edge_ilseg.train import make_optimizer, train
 
 SPEC = ModelSpec(backbone="tiny", decoder_channels=16, input_height_px=32, input_width_px=32)
 FACTS = StepFacts(old_count=8, background=0)
@@ -140,7 +141,7 @@ def test_weight_decay_is_on_convolution_weights_alone() -> None:
 
 def test_the_schedule_starts_at_the_peak_and_ends_near_the_end() -> None:
     settings = TrainConfig(iterations=100, learning_rate=0.1, learning_rate_end=0.01)
-    rates = [scheduled_rate(0.1, settings, i) for i in range(100)]
+    rates = [scheduled_rate(0.1, settings, Schedule(100).share(i)) for i in range(100)]
     assert rates[0] == 0.1
     assert rates == sorted(rates, reverse=True)
     assert rates[50] == pytest.approx(0.01 + 0.09 * 0.5**0.9)

@@ -11,6 +11,7 @@ import msgspec
 
 from edge_ilseg.config import DataConfig, DataOptions, TrainConfig, override
 from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.schedule import CHECKPOINT_SECONDS
 
 workspace_argument = click.argument(
     "workspace", type=click.Path(file_okay=False, path_type=Path), default=Path("."), metavar="[WORKSPACE]"
@@ -55,6 +56,16 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 metavar="KEY=VALUE",
                 help="Any other key of [train] or [step], such as kd_temperature=2; may be repeated.",
             ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a plan is run; `pipeline.run_plan` takes them under the same names."""
+    for option in reversed(
+        (
             click.option(
                 "--accelerator",
                 type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -75,6 +86,25 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 default=0,
                 show_default=True,
                 help="Processes that decode images.",
+            ),
+            click.option(
+                "--max-minutes",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="M",
+                help="Train for M minutes at most, with fewer iterations where not all fit; scores are not counted.",
+            ),
+            click.option(
+                "--checkpoint-seconds",
+                type=click.FloatRange(min=0),
+                default=CHECKPOINT_SECONDS,
+                show_default=True,
+                help="Between two checkpoints. Killed, the same command goes on from the last one.",
+            ),
+            click.option(
+                "--tensorboard",
+                type=click.Path(file_okay=False, path_type=Path),
+                metavar="DIR",
+                help="Write TensorBoard's files to DIR, too; training.csv is always written.",
             ),
         )
     ):
@@ -108,6 +138,7 @@ def parse_settings(settings: TrainConfig, items: Sequence[str]) -> dict[str, Any
                 where=f"--set {key}",
                 found=repr(text),
                 expected=str(error),
+                hint="give a value of that type",
             ) from error
     return values
 
@@ -166,6 +197,7 @@ def parse_data_options(kind: str, items: Sequence[str], where: str) -> DataOptio
                 where=where,
                 found=repr(item),
                 expected="KEY=VALUE, each key once",
+                hint="write each as KEY=VALUE, once",
             )
         texts[key] = text
     return {key: parse_option(kind, key, text) for key, text in texts.items()}
@@ -207,5 +239,11 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ConfigError("the size cannot be read", where="--size", found=repr(text), expected="such as 160x112")
+        raise ConfigError(
+            "the size cannot be read",
+            where="--size",
+            found=repr(text),
+            expected="WIDTHxHEIGHT in pixels",
+            hint="--size 160x112",
+        )
     return int(width), int(height)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from edge_ilseg.cli.options import (
     data_options,
     names,
     parse_settings,
+    run_options,
     step_option,
     training_options,
     workspace_argument,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.command()
 @workspace_argument
 @training_options
+@run_options
 @json_option
 def train(
     workspace: Path,
@@ -38,10 +40,8 @@ def train(
     learning_rate: float | None,
     seed: int | None,
     setting_items: tuple[str, ...],
-    accelerator: str,
-    devices: int,
-    workers: int,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Train step 0 on the base classes of WORKSPACE, and score it.
 
@@ -65,7 +65,7 @@ def train(
     )
     with progress_bar("step 0") as progress:
         plan = plan_base(opened, settings, progress=progress)
-    _run_and_print(opened, plan, accelerator, devices, workers, as_json)
+    _run_and_print(opened, plan, how, as_json)
 
 
 @click.command()
@@ -77,6 +77,7 @@ def train(
 @click.option("--freeze", help="none, stem, stages:<n>, encoder or all_but_head, in place of the method's own.")
 @click.option("--loss", "losses", multiple=True, metavar="TERM=WEIGHT", help="A loss weight, such as kd_output=2.")
 @training_options
+@run_options
 @data_options
 @data_option_option
 @json_option
@@ -93,14 +94,12 @@ def step(
     learning_rate: float | None,
     seed: int | None,
     setting_items: tuple[str, ...],
-    accelerator: str,
-    devices: int,
-    workers: int,
     data_text: str | None,
     train_split: str | None,
     eval_split: str | None,
     data_option_items: tuple[str, ...],
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Teach the model of WORKSPACE new classes, without the images of earlier steps.
 
@@ -137,7 +136,7 @@ def step(
             data=data,
             progress=progress,
         )
-    _run_and_print(opened, plan, accelerator, devices, workers, as_json)
+    _run_and_print(opened, plan, how, as_json)
 
 
 def _check_training() -> None:
@@ -156,15 +155,17 @@ def _parse_losses(items: tuple[str, ...]) -> dict[str, float]:
             weights[term] = float(text)
         except ValueError as error:
             raise ConfigError(
-                "the loss weight cannot be read", where="--loss", found=repr(item), expected="such as kd_output=1.0"
+                "the loss weight cannot be read",
+                where="--loss",
+                found=repr(item),
+                expected="such as kd_output=1.0",
+                hint="write TERM=WEIGHT, such as --loss kd_output=2",
             ) from error
     return weights
 
 
-def _run_and_print(
-    workspace: Workspace, plan: StepPlan, accelerator: str, devices: int, workers: int, as_json: bool
-) -> None:
-    """Train a plan, then print the record, or the scores beside the parent's."""
+def _run_and_print(workspace: Workspace, plan: StepPlan, how: dict[str, Any], as_json: bool) -> None:
+    """Train a plan as the options of `run_options` say, then print the record, or the scores beside the parent's."""
     import msgspec
 
     from edge_ilseg.cli.progress_bar import is_first_process, progress_bar
@@ -174,11 +175,10 @@ def _run_and_print(
 
     if is_first_process():
         click.echo(describe_plan(plan), err=True)
+    say = _say if is_first_process() else _be_silent
     try:
         with progress_bar(plan.name) as progress:
-            record = run_plan(
-                workspace, plan, accelerator=accelerator, devices=devices, workers=workers, progress=progress
-            )
+            record = run_plan(workspace, plan, **how, say=say, progress=progress)
     except WorkerDone:
         return
     if as_json:
@@ -193,7 +193,17 @@ def _run_and_print(
                 "per cent, on the same images; before: pixels of the new classes count as background, or not at all"
             )
             print_table(comparison_table(f"{split}, {metrics.images} images", rows, caption=caption))
-    click.echo(f"written: {workspace.step_folder(record.name)} ({record.training_seconds:.0f} s of training)")
+    ran, asked = record.training.iterations, plan.settings.iterations
+    fewer = f", {ran} of {asked} iterations: no more fitted into the time" if ran < asked else ""
+    click.echo(f"written: {workspace.step_folder(record.name)} ({record.training_seconds:.0f} s of training{fewer})")
+
+
+def _say(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+def _be_silent(_sentence: str) -> None:
+    """What another process has said already."""
 
 
 def describe_plan(plan: StepPlan) -> str:

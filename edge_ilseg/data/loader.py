@@ -7,15 +7,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from edge_ilseg.config import TrainConfig
+from edge_ilseg.data.order import epoch_order as epoch_order
 from edge_ilseg.data.step_view import StepView
 from edge_ilseg.data.transforms import Augmentation, augment
 from edge_ilseg.models.spec import ModelSpec, normalization
@@ -68,22 +67,25 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(image_HWC), torch.from_numpy(channels_HW).long()
 
 
-@functools.lru_cache(maxsize=4)
-def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of the images in an epoch (rules 1 and 2)."""
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
-
-
 def training_batches(
-    view: StepView, spec: ModelSpec, settings: TrainConfig, *, workers: int = 0, devices: int = 1
+    view: StepView,
+    spec: ModelSpec,
+    settings: TrainConfig,
+    *,
+    first_iteration: int = 0,
+    workers: int = 0,
+    devices: int = 1,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of a whole run in their order: images uint8 N x H x W x 3, labels int64 N x H x W.
 
     With several devices N is a device's part of the batch; Fabric gives each process every `devices`-th sample, so that
-    together they see what one process would.
+    together they see what one process would. A run that goes on after a kill starts with `first_iteration`; no sample
+    before it is decoded (rule 1).
     """
+    samples = TrainingSamples(view, spec, settings)
+    left = Subset(samples, range(first_iteration * settings.batch_size, len(samples)))
     return DataLoader(
-        TrainingSamples(view, spec, settings),
+        left if first_iteration else samples,
         batch_size=settings.batch_size // devices,
         shuffle=False,
         num_workers=workers,

@@ -7,6 +7,7 @@ State names: `classifiers.<i>.steps.<k>`; DeepLab v3 also `branches.<i>...`, `po
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,15 @@ from torch.nn import functional as F
 
 from edge_ilseg.models.head import GrowingClassifier
 from edge_ilseg.models.layers import ConvBatchNorm
+
+
+class DecoderBody(NamedTuple):
+    """What a decoder computes before its classifiers."""
+
+    merged_NCHW: Tensor
+    """What the classifiers read."""
+    branches: tuple[Tensor, ...]
+    """Outputs of the ASPP branches; none where the branches are the classifiers."""
 
 
 class DeepLabV2(nn.Module):
@@ -36,7 +46,15 @@ class DeepLabV2(nn.Module):
 
     def forward(self, features_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits N x K x h x w, and each branch's share of them, of the same shape."""
-        branches = tuple(classifier(features_NCHW) for classifier in self.classifiers)
+        return self.classify(self.body(features_NCHW))
+
+    def body(self, features_NCHW: Tensor) -> DecoderBody:
+        """Nothing is before the classifiers."""
+        return DecoderBody(features_NCHW, ())
+
+    def classify(self, body: DecoderBody) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`forward` from the body on."""
+        branches = tuple(classifier(body.merged_NCHW) for classifier in self.classifiers)
         logits_NCHW: Tensor = branches[0]
         for branch_NCHW in branches[1:]:
             logits_NCHW = logits_NCHW + branch_NCHW
@@ -96,6 +114,13 @@ class DeepLabV3(nn.Module):
 
     def forward(self, features_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits N x K x h x w, and the branches' outputs before they are merged, N x `channels` x h x w each."""
+        return self.classify(self.body(features_NCHW))
+
+    def body(self, features_NCHW: Tensor) -> DecoderBody:
+        """The branches, and their projection N x `channels` x h x w."""
         branches = (*(branch(features_NCHW) for branch in self.branches), self.pooling(features_NCHW))
-        merged_NCHW = self.projection(torch.cat(branches, dim=1))
-        return self.classifiers[0](merged_NCHW), branches
+        return DecoderBody(self.projection(torch.cat(branches, dim=1)), branches)
+
+    def classify(self, body: DecoderBody) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`forward` from the body on."""
+        return self.classifiers[0](body.merged_NCHW), body.branches

@@ -113,9 +113,12 @@ class StagedEncoder(nn.Module):
 
     def stage_outputs(self, images_NCHW: Tensor) -> tuple[Tensor, ...]:
         """Normalised images N x 3 x H x W to the output of each stage."""
-        x_NCHW: Tensor = self.stem(images_NCHW)
+        return self.run_stages(self.stem(images_NCHW), 0, len(self.stages))
+
+    def run_stages(self, x_NCHW: Tensor, first: int, end: int) -> tuple[Tensor, ...]:
+        """The outputs of stages `first` .. `end - 1`, from the output of the module before `first`."""
         outputs = []
-        for stage in self.stages:
+        for stage in self.stages[first:end]:
             x_NCHW = stage(x_NCHW)
             outputs.append(x_NCHW)
         return tuple(outputs)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.models.deeplab import DeepLabV2, DeepLabV3
+from edge_ilseg.models.deeplab import DecoderBody, DeepLabV2, DeepLabV3
 from edge_ilseg.models.efficientnet_lite import EfficientNetLite
+from edge_ilseg.models.enlarge import enlarge
 from edge_ilseg.models.freezing import frozen_modules
 from edge_ilseg.models.head import GrowingClassifier, GrowInit, check_growth
 from edge_ilseg.models.layers import BatchNorm2d, StagedEncoder
@@ -61,6 +62,20 @@ class SegmentationOutput(NamedTuple):
     """Outputs of the ASPP branches before they are merged; per-class logits with DeepLab v2."""
     stages: tuple[Tensor, ...]
     """Outputs of the encoder's stages, the last of them the features; the features alone where they were given."""
+
+
+class TrunkOutput(NamedTuple):
+    """What the first modules of a network give for a batch: all that the others need to go on from there."""
+
+    x_NCHW: Tensor
+    """Output of the stem or of the last stage among them."""
+    stages: tuple[Tensor, ...]
+    """Outputs of the encoder's stages among them."""
+    body: DecoderBody | None
+    """With the whole encoder and the decoder's body among them: what the classifiers go on from."""
+    height_px: int
+    width_px: int
+    """Of the image."""
 
 
 class SegmentationModel(nn.Module):
@@ -108,17 +123,39 @@ class SegmentationModel(nn.Module):
         return self.encoder.stage_outputs(images_NCHW)
 
     def decode(
-        self, features_NCHW: Tensor, height_px: int, width_px: int, stages: tuple[Tensor, ...] | None = None
+        self,
+        features_NCHW: Tensor,
+        height_px: int,
+        width_px: int,
+        stages: tuple[Tensor, ...] | None = None,
+        body: DecoderBody | None = None,
     ) -> SegmentationOutput:
         """Features to logits, bilinearly enlarged to `height_px` x `width_px` (pixel centres, not corners, aligned)."""
-        logits_NCHW, branches = self.decoder(features_NCHW)
-        logits_NCHW = F.interpolate(logits_NCHW, size=(height_px, width_px), mode="bilinear", align_corners=False)
+        logits_NCHW, branches = self.decoder.classify(body) if body else self.decoder(features_NCHW)
+        if self.training:
+            logits_NCHW = enlarge(logits_NCHW, height_px, width_px)
+        else:
+            logits_NCHW = F.interpolate(logits_NCHW, size=(height_px, width_px), mode="bilinear", align_corners=False)
         return SegmentationOutput(logits_NCHW, features_NCHW, branches, stages or (features_NCHW,))
 
     def forward(self, images_NCHW: Tensor) -> SegmentationOutput:
         """Normalised images, float, N x 3 x H x W of any size, to logits of that size."""
         stages = self.encode(images_NCHW)
         return self.decode(stages[-1], images_NCHW.shape[2], images_NCHW.shape[3], stages)
+
+    def trunk(self, images_NCHW: Tensor, stages: int, *, with_body: bool = False) -> TrunkOutput:
+        """The first modules alone: the stem, `stages` stages and, with all of them, the decoder's body."""
+        x_NCHW = self.encoder.stem(images_NCHW)
+        outputs = self.encoder.run_stages(x_NCHW, 0, stages)
+        x_NCHW = outputs[-1] if outputs else x_NCHW
+        body = self.decoder.body(x_NCHW) if with_body else None
+        return TrunkOutput(x_NCHW, outputs, body, images_NCHW.shape[2], images_NCHW.shape[3])
+
+    def tail(self, trunk: TrunkOutput) -> SegmentationOutput:
+        """All other modules: `model.tail(model.trunk(images, n))` is `model(images)`."""
+        rest = self.encoder.run_stages(trunk.x_NCHW, len(trunk.stages), len(self.encoder.stages))
+        stages = trunk.stages + rest
+        return self.decode(stages[-1], trunk.height_px, trunk.width_px, stages, trunk.body)
 
     def grow(self, new_count: int, init: GrowInit = "default", background_channel: int | None = None) -> None:
         """Append `new_count` channels for a new step (rule 1); `class_counts` gets one entry more.
