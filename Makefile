@@ -1,4 +1,5 @@
 # make demo: the whole pipeline on generated images.  make check: format, lint, types, fast tests.
+# make docs: the documentation as a site in site/, with broken links as errors.
 # make test: every test but the exhaustive ones.  make test-all: those too (attacks, kills and mutants by the thousand).
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,10 +9,13 @@ DEMO ?= demo-workspace
 # Two tests at a time, one thread each: small networks gain nothing from more.
 IN_PAIRS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-all check lint format clean
+.PHONY: demo docs test test-all check lint format clean
 
 demo: $(VENV)/all.installed
 	$(BIN)/edge-ilseg demo $(DEMO) --replace
+
+docs: $(VENV)/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(VENV)/dev.installed
 	$(IN_PAIRS) -m "not exhaustive"
@@ -39,4 +43,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
