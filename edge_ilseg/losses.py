@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from edge_ilseg.errors import TrainingError
 from edge_ilseg.methods import Mask, OverClasses, Softmax
 from edge_ilseg.metrics import VOID
+from edge_ilseg.processes import gather_rows, mean_over_processes, process_count
 
 POD_SCALES = (1, 2, 4)
 POD_FEATURE_FACTOR, POD_LOGIT_FACTOR = 0.01, 0.0005
@@ -41,22 +42,8 @@ def masked_mean(values_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
 
 def _mean_count(mask_NHW: Tensor) -> Tensor:
     """What a sum over the mask is divided by for `masked_mean`."""
-    count = _mean_over_processes(mask_NHW.sum().float())
-    return count.clamp(min=1 / _process_count())
-
-
-def _process_count() -> int:
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_distributed else 1
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a number that has no gradient over all processes; the number itself where there is one."""
-    if _process_count() == 1:
-        return value
-    total = value.clone()
-    torch.distributed.all_reduce(total)
-    return total / _process_count()
+    count = mean_over_processes(mask_NHW.sum().float())
+    return count.clamp(min=1 / process_count())
 
 
 def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, weight_N: Tensor | None = None) -> Tensor:
@@ -178,7 +165,7 @@ def kd_feature(student_features_NCHW: Tensor, teacher_features_NCHW: Tensor) -> 
     Ours, and the default: the plain error grows with the square of the features' scale, which differs between backbones
     by orders of magnitude, so that one lambda cannot serve them all.
     """
-    energy = _mean_over_processes(teacher_features_NCHW.detach().square().mean())
+    energy = mean_over_processes(teacher_features_NCHW.detach().square().mean())
     return kd_feature_plain(student_features_NCHW, teacher_features_NCHW) / energy.clamp(
         min=torch.finfo(energy.dtype).tiny
     )
@@ -205,7 +192,7 @@ def kd_similarity(student_NCHW: Tensor, teacher_NCHW: Tensor, *, spatial_average
     """L''''_D: similarities of the images of a batch to each other are kept (SPKD, eq. 1-4; 1911.03462).
 
     Q is N x (C h w), or N x C with `spatial_average`; G = Q Q^T with each row divided by its L2 norm; the loss is
-    ||G_teacher - G_student||_F^2 / N^2. In several processes each compares the images of its own part of the batch.
+    ||G_teacher - G_student||_F^2 / N^2. N are the images of the whole batch, those of other processes among them.
 
     Args:
         student_NCHW: float, a layer of the decoder.
@@ -215,17 +202,17 @@ def kd_similarity(student_NCHW: Tensor, teacher_NCHW: Tensor, *, spatial_average
     Raises:
         TrainingError: there is one image alone, which is similar to itself whatever it is.
     """
-    count = student_NCHW.shape[0]
+    count = student_NCHW.shape[0] * process_count()
     if count < 2:
         raise TrainingError(
             "similarity distillation compares the images of a batch with each other",
             where="term kd_similarity",
             found=f"a batch of {count}",
-            expected="2 at least in each process",
+            expected="2 at least",
             hint="raise the batch size",
         )
     student_NN, teacher_NN = (
-        _similarities(x_NCHW.mean(dim=(2, 3)) if spatial_average else x_NCHW.flatten(1))
+        _similarities(gather_rows(x_NCHW.mean(dim=(2, 3)) if spatial_average else x_NCHW.flatten(1)))
         for x_NCHW in (student_NCHW, teacher_NCHW.detach())
     )
     return (teacher_NN - student_NN).square().sum() / count**2

@@ -28,7 +28,7 @@ from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.planning import StepPlan
-from edge_ilseg.progress import ProgressCallback, no_progress
+from edge_ilseg.progress import ProgressCallback, is_first_process, no_progress
 from edge_ilseg.scenario import evaluation_lookup
 from edge_ilseg.schedule import CHECKPOINT_SECONDS
 from edge_ilseg.training_log import TrainingLog, check_tensorboard
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
     from edge_ilseg.train import TrainingRun
     from edge_ilseg.training_state import StateKeeper
+    from edge_ilseg.tuning import Tuning
 
 TRAINING_MODULES = ("torch", "lightning_fabric", "safetensors")
 EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors")
@@ -57,6 +58,7 @@ def run_plan(
     workers: int = 0,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     max_minutes: float | None = None,
+    tuning: str = "usual",
     tensorboard: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
     progress: ProgressCallback = no_progress,
@@ -74,6 +76,7 @@ def run_plan(
         workers: processes that decode and augment.
         checkpoint_seconds: between two checkpoints: how much work a kill may cost.
         max_minutes: of training, at most; where not all iterations fit, fewer are run (`edge_ilseg.schedule`).
+        tuning: memory format and threads, as `edge_ilseg.tuning.parse_tuning` reads them.
         tensorboard: folder in which TensorBoard's files get a folder of the step's name.
         say: told in a sentence when training goes on from a checkpoint or starts anew beside one.
         progress: told what is done.
@@ -92,12 +95,17 @@ def run_plan(
     model, teacher, weights_sha256 = make_models(workspace, plan)
     record = _blank_record(workspace, plan, model.spec, weights_sha256)
     folder = workspace.step_folder(plan.name)
-    key = plan_key(record, accelerator=accelerator, devices=devices, max_minutes=max_minutes)
+    key = plan_key(record, accelerator=accelerator, devices=devices, max_minutes=max_minutes, tuning=tuning)
     keeper = StateKeeper(training_folder(folder), key, seconds=checkpoint_seconds, say=say)
     log = TrainingLog(tensorboard / plan.name if tensorboard is not None else None)
     how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "max_minutes": max_minutes}
+    chosen = (
+        found.header.tuning if (found := keeper.found) else _choose_tuning(plan, model, tuning, accelerator, devices)
+    )
+    if chosen.timings and not keeper.found:
+        say(f"computed in {chosen.describe()}")
     try:
-        run = _train(plan, model, teacher, workers, keeper=keeper, log=log, progress=progress, **how)
+        run = _train(plan, model, teacher, workers, keeper=keeper, log=log, tuning=chosen, progress=progress, **how)
     except NotFiniteError:
         keeper.remove()
         raise
@@ -128,6 +136,21 @@ def run_plan(
     return record
 
 
+def _choose_tuning(plan: StepPlan, model: SegmentationModel, text: str, accelerator: str, devices: int) -> Tuning:
+    """The memory format and the threads that were asked for, or those that are fastest here."""
+    import torch
+
+    from edge_ilseg.tuning import FIXED, parse_tuning, tune_step
+
+    given = parse_tuning(text)
+    if given is not None or not is_first_process():  # the others are told by the first one
+        return given or FIXED
+    on_gpu = accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    freeze = plan.method.freeze if plan.method else "none"
+    device = "cuda" if on_gpu else "cpu"
+    return tune_step(model, plan.view, plan.settings, freeze, device=device, processes=devices)
+
+
 def _train(
     plan: StepPlan,
     model: SegmentationModel,
@@ -141,13 +164,17 @@ def _train(
 ) -> TrainingRun:
     """Train the model of a plan on the plan's batches, from the keeper's iteration on."""
     from edge_ilseg.data.loader import training_batches
+    from edge_ilseg.processes import process_layout
     from edge_ilseg.step_start import step_facts, threshold_finder
     from edge_ilseg.train import train
 
-    first = keeper.first_iteration
+    first, processes = keeper.first_iteration, process_layout(devices).processes
+    batches = training_batches(
+        plan.view, model.spec, plan.settings, first_iteration=first, workers=workers, devices=processes
+    )
     return train(
         model,
-        training_batches(plan.view, model.spec, plan.settings, first_iteration=first, workers=workers, devices=devices),
+        batches,
         plan.settings,
         teacher=teacher,
         method=plan.method,

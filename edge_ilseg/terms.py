@@ -19,6 +19,7 @@ from edge_ilseg.errors import NotFiniteError
 from edge_ilseg.methods import Method
 from edge_ilseg.metrics import VOID
 from edge_ilseg.models.segmentation import SegmentationOutput
+from edge_ilseg.processes import mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def copy_values(terms: Mapping[str, Tensor]) -> Callable[[], dict[str, float]]:
 
     That is the one time that an iteration waits for a GPU: by then the backward pass is queued behind.
     """
-    stacked = torch.stack([value.detach() for value in terms.values()]).to("cpu", non_blocking=True)
+    stacked = mean_over_processes(torch.stack([value.detach() for value in terms.values()])).to(
+        "cpu", non_blocking=True
+    )
     copied: Any = torch.cuda.Event() if next(iter(terms.values())).is_cuda else None  # type: ignore[no-untyped-call]
     if copied is not None:
         copied.record()

@@ -24,6 +24,7 @@ from edge_ilseg.errors import TrainingError
 from edge_ilseg.feature_cache import FeatureCache, open_cache
 from edge_ilseg.methods import Method
 from edge_ilseg.models.segmentation import SegmentationModel
+from edge_ilseg.processes import process_layout
 from edge_ilseg.progress import ProgressCallback
 from edge_ilseg.schedule import Schedule
 from edge_ilseg.terms import StepFacts, needs_teacher
@@ -31,6 +32,7 @@ from edge_ilseg.training_log import TrainingLog
 from edge_ilseg.training_loop import Course, Loop, fit_schedule, run_iterations
 from edge_ilseg.training_state import StateKeeper
 from edge_ilseg.trunk import check_trunk_is_shared
+from edge_ilseg.tuning import FIXED, FORMATS, Tuning, threads_of
 
 
 class WorkerDone(Exception):
@@ -80,6 +82,7 @@ def train(
     devices: int = 1,
     keeper: StateKeeper | None = None,
     log: TrainingLog | None = None,
+    tuning: Tuning = FIXED,
     max_minutes: float | None = None,
     progress: ProgressCallback,
 ) -> TrainingRun:
@@ -95,10 +98,11 @@ def train(
         facts: what the method's losses know of the step; needed with a method.
         find_thresholds: called once with the teacher on its device, for a method with pseudo-labels.
         accelerator: Lightning Fabric's name of the device: `auto`, `cpu`, `cuda`.
-        devices: processes, one on each device; Fabric starts the same command in the others. Each batch is divided
-            among them.
+        devices: processes, one on each device; Fabric starts the same command in the others, unless torchrun has
+            (`edge_ilseg.processes.process_layout`). Each batch is divided among all.
         keeper: has the checkpoint to go on from, and writes the next ones.
         log: gets the rows of `training.csv`.
+        tuning: memory format and threads (`edge_ilseg.tuning`).
         max_minutes: of training, at most; where not all iterations fit, fewer are run (`edge_ilseg.schedule`).
         progress: told the share of iterations done and the loss.
 
@@ -111,10 +115,11 @@ def train(
         raise ValueError("a method's losses need the facts of the step")
     fabric = _make_fabric(accelerator, devices, settings)
     _check_same_start(fabric, keeper)
+    tuning = fabric.broadcast(tuning)
     found = keeper.found if keeper else None
     if found is not None and facts is not None:
         facts = replace(facts, thresholds_K=found.thresholds_K)
-    loop = _make_loop(fabric, model, settings, teacher, method, facts, find_thresholds)
+    loop = _make_loop(fabric, model, settings, teacher, method, facts, find_thresholds, tuning)
     cache = _open_cache(loop, batches, keeper)
     loader: Any = cache or batches
     if isinstance(loader, torch.utils.data.DataLoader):
@@ -128,11 +133,13 @@ def train(
         if log is not None:
             log.restore(found.header.log)
     elif max_minutes is not None:
-        schedule = fit_schedule(loop, loader, 60 * max_minutes)
+        with threads_of(tuning):
+            schedule = fit_schedule(loop, loader, 60 * max_minutes)
     first = keeper.first_iteration if keeper else 0
     watched = fabric.global_rank == 0
     course = Course(schedule, first, started, deadline, keeper if watched else None, log if watched else None, progress)
-    values = run_iterations(loop, loader, course)
+    with threads_of(tuning):
+        values = run_iterations(loop, loader, course)
     if cache is not None:
         cache.close()
     fabric.barrier()
@@ -155,6 +162,7 @@ def _make_loop(
     method: Method | None,
     facts: StepFacts | None,
     find_thresholds: Callable[[SegmentationModel], Tensor] | None,
+    tuning: Tuning,
 ) -> Loop:
     """Freeze, wrap and move to the device; measure how sure the teacher must be, where that is not known yet."""
     fabric.seed_everything(settings.seed, verbose=False)
@@ -173,7 +181,7 @@ def _make_loop(
         facts = replace(facts, thresholds_K=fabric.to_device(facts.thresholds_K))
     elif teacher is not None and facts is not None and find_thresholds is not None:
         facts = replace(facts, thresholds_K=find_thresholds(teacher))
-    return Loop(fabric, model, student, optimizer, stepper, settings, teacher, method, facts)
+    return Loop(fabric, model, student, optimizer, stepper, settings, teacher, method, facts, tuning)
 
 
 def _open_cache(loop: Loop, batches: Any, keeper: StateKeeper | None) -> FeatureCache | None:
@@ -189,6 +197,7 @@ def _open_cache(loop: Loop, batches: Any, keeper: StateKeeper | None) -> Feature
         folder=keeper.folder if keeper else None,
         first=keeper.first_iteration if keeper else 0,
         process=(loop.fabric.global_rank, loop.fabric.world_size),
+        memory_format=FORMATS[loop.tuning.memory_format],
     )
 
 
@@ -216,17 +225,19 @@ def _make_fabric(accelerator: str, devices: int, settings: TrainConfig) -> Fabri
     Raises:
         TrainingError: this machine has no such devices, or the batch cannot be divided among them.
     """
-    if settings.batch_size % devices:
+    layout = process_layout(devices)
+    if settings.batch_size % layout.processes:
         raise TrainingError(
             "the batch cannot be divided among the devices",
-            found=f"batch_size {settings.batch_size}, {devices} devices",
+            found=f"batch_size {settings.batch_size}, {layout.processes} devices",
             expected="a multiple",
         )
     try:
         fabric = Fabric(
             accelerator=accelerator,
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
+            devices=layout.devices,
+            num_nodes=layout.nodes,
+            strategy="ddp" if layout.processes > 1 else "auto",
             precision=settings.precision,
         )
         fabric.launch()

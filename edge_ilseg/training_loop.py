@@ -53,6 +53,7 @@ from edge_ilseg.training_state import (
     restore_tensors,
 )
 from edge_ilseg.trunk import forward_pair
+from edge_ilseg.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Loop:
     teacher: SegmentationModel | None
     method: Method | None
     facts: StepFacts | None
+    tuning: Tuning
 
     def rates(self, share: float) -> dict[str, float]:
         """The learning rates when `share` of the schedule is done, by their columns in `training.csv`."""
@@ -89,7 +91,7 @@ class Loop:
             if isinstance(shown, CachedViews):
                 pair = forward_cached(self.student, self.teacher, shown)
             else:
-                pair = forward_pair(self.student, self.teacher, normalize(shown, self.model.spec))
+                pair = forward_pair(self.student, self.teacher, self.tuning.arrange(normalize(shown, self.model.spec)))
             terms = loss_terms(*pair, labels_NHW, self.method, self.facts)
         terms_on_host = copy_values(terms)
         self.fabric.backward(torch.stack(list(terms.values())).sum())
@@ -103,7 +105,7 @@ class Loop:
         precision = self.fabric.strategy.precision.state_dict()
         thresholds_K = self.facts.thresholds_K if self.facts else None
         return TrainingState(
-            new_header(iteration, schedule, seconds, precision, log),
+            new_header(iteration, schedule, seconds, precision, log, self.tuning),
             capture_tensors(self.model, self.optimizer, thresholds_K),
         )
 

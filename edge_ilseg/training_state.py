@@ -3,8 +3,8 @@
 1. A checkpoint is one file, `state.safetensors`, in a hidden folder beside the step (`.01-boat.training`): whole or not
    there, nothing pickled. It holds all that the rest of the run depends on: the weights and statistics that are not
    frozen, momentum, the thresholds of pseudo-labels, and in its header, as JSON, the iterations done, the schedule, the
-   loss scale of mixed precision and the log. No random state: sample k is a function of (seed, k), and nothing else in
-   the loop is drawn.
+   loss scale of mixed precision, the memory format, the threads and the log. No random state: sample k is a function of
+   (seed, k), and nothing else in the loop is drawn.
 2. On a CPU the weights at the end are those of a run that was never killed, to the bit.
 3. A checkpoint belongs to its plan: a hash over the step's record as it is before training (settings, method, images,
    parent, network, package versions) and over how it is run. With another one under the same name, with a damaged one,
@@ -39,6 +39,7 @@ from edge_ilseg.models.freezing import frozen_modules
 from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.records import parse_versioned
 from edge_ilseg.schedule import CHECKPOINT_SECONDS, Schedule
+from edge_ilseg.tuning import Tuning
 
 FORMAT: Final = "edge-ilseg-training-state"
 FORMAT_VERSION = 1
@@ -59,6 +60,8 @@ class StateHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of training so far, in all processes that took their turn."""
     precision: dict[str, float | int]
     """State of the loss scale, empty but for `16-mixed`."""
+    tuning: Tuning
+    """The memory format and the threads, which the last bits depend on."""
     log: str
 
 
@@ -232,6 +235,8 @@ def restore_tensors(
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
 
-def new_header(iteration: int, schedule: Schedule, seconds: float, precision: dict[str, Any], log: str) -> StateHeader:
+def new_header(
+    iteration: int, schedule: Schedule, seconds: float, precision: dict[str, Any], log: str, tuning: Tuning
+) -> StateHeader:
     """The header of a state; the keeper puts the plan in."""
-    return StateHeader(FORMAT, FORMAT_VERSION, "", iteration, schedule, seconds, precision, log)
+    return StateHeader(FORMAT, FORMAT_VERSION, "", iteration, schedule, seconds, precision, tuning, log)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import edge_ilseg.train
 from edge_ilseg.checkpoint import StepRecord
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
 from edge_ilseg.data.loader import training_batches
@@ -41,6 +43,7 @@ from edge_ilseg.training_state import (
     restore_tensors,
     training_folder,
 )
+from edge_ilseg.tuning import FIXED, Timing, Tuning
 from edge_ilseg.workspace import Workspace, create_workspace
 
 DATA = DataConfig("shapes", options={"train": 40, "val": 2, "test": 2, "height_px": 32, "width_px": 32})
@@ -82,7 +85,7 @@ class Run:
         self.settings = msgspec.structs.replace(CONFIG.step, **settings)
         self.said: list[str] = []
 
-    def __call__(self, **options: float) -> StepRecord:
+    def __call__(self, **options: object) -> StepRecord:
         plan = plan_step(self.workspace, ["star"], self.settings)
         how = {"checkpoint_seconds": 0.0, **options}
         return run_plan(self.workspace, plan, accelerator="cpu", say=self.said.append, **how)  # type: ignore[arg-type]
@@ -91,7 +94,7 @@ class Run:
     def folder(self) -> Path:
         return training_folder(self.workspace.step_folder("01-star"))
 
-    def killed(self, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    def killed(self, monkeypatch: pytest.MonkeyPatch, writes: int, **options: object) -> None:
         """Run until the checkpoint has been written so many times more, and no further."""
         write, count = StateKeeper.write, 0
 
@@ -105,7 +108,7 @@ class Run:
         with monkeypatch.context() as patch:
             patch.setattr(StateKeeper, "write", stop)
             with pytest.raises(Killed):
-                self()
+                self(**options)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,7 @@ def test_a_short_run_leaves_no_checkpoint_behind(workspace: Workspace, monkeypat
 
 
 def make_state(iteration: int, fill: float, count: int = 1000) -> TrainingState:
-    header = new_header(iteration, Schedule(9), 1.5, {}, "iteration\n")
+    header = new_header(iteration, Schedule(9), 1.5, {}, "iteration\n", FIXED)
     return TrainingState(header, {"model.weight": torch.full((count,), fill)})
 
 
@@ -316,6 +319,7 @@ def test_batches_from_an_iteration_on_are_those_of_the_whole_and_skip_without_de
 
 def command(workspace: Path, *more: str) -> list[str]:
     step = ["step", str(workspace), "--add-classes", "star", "--accelerator", "cpu", "--checkpoint-seconds", "0.05"]
+    step += ["--tuning", "usual"]
     return [sys.executable, "-m", "edge_ilseg", *step, *more]
 
 
@@ -372,3 +376,27 @@ def test_two_processes_go_on_from_the_same_iteration(workspace: Workspace, tmp_p
     said = finish(command(workspace.root, *run))
     assert said.count("training goes on from iteration") == 1
     assert workspace.read_step("1").weights_sha256 == Workspace(other, CONFIG).read_step("1").weights_sha256
+
+
+def test_a_run_goes_on_with_the_memory_format_and_the_threads_that_it_was_begun_with(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = Tuning("contiguous", 1, (Timing("contiguous", 1, 2.5, 3),), 0.5)
+    used: list[Tuning] = []
+    threads_of = edge_ilseg.train.threads_of
+
+    def noted(tuning: Tuning) -> AbstractContextManager[None]:
+        used.append(tuning)
+        return threads_of(tuning)
+
+    monkeypatch.setattr("edge_ilseg.train.threads_of", noted)
+    run = Run(workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_ilseg.tuning.tune_step", lambda *_, **__: begun)
+        run.killed(monkeypatch, writes=2, tuning="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_ilseg.tuning.tune_step", lambda *_, **__: pytest.fail("measured again"))
+        run(tuning="auto")
+    assert used == [begun, begun]
+    assert run.said[0] == "computed in contiguous, 1 thread; measured in 0.5 s (contiguous 1: 2 ms)"
+    assert run.said[1] == "training goes on from iteration 2"

@@ -88,6 +88,20 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="Processes that decode images.",
             ),
             click.option(
+                "--tuning",
+                default="auto",
+                show_default=True,
+                metavar="CHOICE",
+                help="Memory format and threads: auto (measured at the start), usual, or such as channels_last:1. The "
+                "last bits of the weights depend on it.",
+            ),
+            click.option(
+                "--plan",
+                "plan_only",
+                is_flag=True,
+                help="Train nothing: print images, parameters, and a forecast of time, memory and update size.",
+            ),
+            click.option(
                 "--max-minutes",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="M",

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edge_ilseg.progress import ProgressCallback, no_progress
-
-
-def is_first_process() -> bool:
-    """Whether this process was started by the user, and not by Lightning or torchrun to train along with another."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+from edge_ilseg.progress import ProgressCallback, is_first_process, no_progress
 
 
 @contextmanager

@@ -168,13 +168,17 @@ def _run_and_print(workspace: Workspace, plan: StepPlan, how: dict[str, Any], as
     """Train a plan as the options of `run_options` say, then print the record, or the scores beside the parent's."""
     import msgspec
 
-    from edge_ilseg.cli.progress_bar import is_first_process, progress_bar
+    from edge_ilseg.cli.progress_bar import progress_bar
     from edge_ilseg.cli.tables import as_before, class_table, comparison_table, print_table
     from edge_ilseg.pipeline import run_plan
+    from edge_ilseg.progress import is_first_process
     from edge_ilseg.train import WorkerDone
 
     if is_first_process():
         click.echo(describe_plan(plan), err=True)
+    if how.pop("plan_only"):
+        _print_forecast(workspace, plan, how, as_json)
+        return
     say = _say if is_first_process() else _be_silent
     try:
         with progress_bar(plan.name) as progress:
@@ -196,6 +200,18 @@ def _run_and_print(workspace: Workspace, plan: StepPlan, how: dict[str, Any], as
     ran, asked = record.training.iterations, plan.settings.iterations
     fewer = f", {ran} of {asked} iterations: no more fitted into the time" if ran < asked else ""
     click.echo(f"written: {workspace.step_folder(record.name)} ({record.training_seconds:.0f} s of training{fewer})")
+
+
+def _print_forecast(workspace: Workspace, plan: StepPlan, how: dict[str, Any], as_json: bool) -> None:
+    """Say what a plan will take, and write nothing."""
+    from edge_ilseg.cli.plan_table import print_forecast
+    from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.forecast import forecast_plan
+
+    probed = {name: how[name] for name in ("accelerator", "devices", "workers")}
+    with progress_bar(plan.name) as progress:
+        forecast = forecast_plan(workspace, plan, **probed, progress=progress)
+    print_forecast(forecast, as_json=as_json)
 
 
 def _say(sentence: str) -> None:

@@ -4,6 +4,7 @@
    statistics cannot change.
 2. Where a stride is taken out to keep the output stride small, the convolutions behind it are dilated instead and the
    weights stay as they are: at the positions that both nets share, they compute the same.
+3. A batch norm in training takes its statistics over the whole batch, whatever number of processes shares it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from edge_ilseg.processes import gather_rows, process_count
 
 Activation = Literal["relu", "relu6"]
 
@@ -21,6 +25,30 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that can be held in eval mode (rule 1)."""
 
     held: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise N x C x H x W; in training by the statistics of the whole batch (rule 3)."""
+        if self.training and process_count() > 1:
+            return self._forward_together(input)
+        return super().forward(input)
+
+    def _forward_together(self, x_NCHW: Tensor) -> Tensor:
+        """By mean and variance over all processes; as many values in each."""
+        count = x_NCHW.numel() // x_NCHW.shape[1] * process_count()
+        own_var_C, own_mean_C = torch.var_mean(x_NCHW.float(), dim=(0, 2, 3), correction=0)
+        mean_PC, var_PC = gather_rows(torch.stack((own_mean_C, own_var_C))[None]).unbind(dim=1)
+        mean_C = mean_PC.mean(dim=0)
+        var_C = (var_PC + (mean_PC - mean_C).square()).mean(dim=0)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                share = 0.1 if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean_C, share)
+                self.running_var.lerp_(var_C * (count / max(count - 1, 1)), share)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        scale_C = torch.rsqrt(var_C + self.eps) * self.weight
+        shift_C = self.bias - mean_C * scale_C
+        return x_NCHW * scale_C[:, None, None].to(x_NCHW) + shift_C[:, None, None].to(x_NCHW)
 
     def train(self, mode: bool = True) -> Self:
         """Enter training mode unless held."""
