@@ -244,11 +244,17 @@ def _score_plan(
     try:
         if split:
             metrics[split] = _score(model.to(device), plan, dataset, split, geometry, progress)
-        if split and teacher is not None and plan.parent is not None:
+        if split and teacher is not None and plan.parent is not None and _shows_old_classes(plan):
             parent_metrics[split] = _score(teacher.to(device), plan.parent, dataset, split, geometry, progress)
     except EdgeIlsegError as error:
         return {}, {}, error
     return metrics, parent_metrics, None
+
+
+def _shows_old_classes(plan: StepPlan) -> bool:
+    """Whether the images have a class that the parent knows: new ones from another place may be labelled alone."""
+    old = set(plan.class_names[: plan.old_count]) - {plan.background}
+    return not old.isdisjoint(plan.view.dataset.info.classes)
 
 
 def _score(

@@ -366,6 +366,23 @@ def test_the_command_line_takes_a_release_all_the_way(world: World, capsys: pyte
     assert "not today" in capsys.readouterr().out
 
 
+def test_reports_that_cannot_be_delivered_are_kept_and_the_reason_is_told(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = world.folder / "no-place"
+    given = ["--root", str(root), "--repository", str(world.publisher.repository), "--data", f"folder:{world.data}"]
+    address = ["--reports", "http://127.0.0.1:1/reports"]
+    assert run(["device", "init", str(world.base), *given, *address, "--device-id", "cam-9"]) == 0
+    world.publisher.publish(world.good)
+    assert run(["device", "check", "--root", str(root)]) == 0
+    capsys.readouterr()
+    assert run(["device", "report", "--root", str(root)]) == 3
+    told = capsys.readouterr()
+    assert told.out.startswith("0 reports delivered, ")
+    assert not told.out.startswith("0 reports delivered, 0")
+    assert told.err.startswith("not now: ")
+
+
 def test_a_device_that_was_never_set_up_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "run", "status", "report", "rollback"):
         assert run(["device", command, "--root", str(tmp_path)]) == 3

@@ -208,3 +208,33 @@ def test_two_processes_learn_what_one_does(workspace: Path, method: str) -> None
 def test_a_batch_that_cannot_be_divided_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", str(workspace), "--batch-size", "3", "--devices", "2"]) == 3
     assert "cannot be divided among the devices" in capsys.readouterr().err
+
+
+def test_a_plan_is_forecast_and_nothing_is_written(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--iterations", "12", "--batch-size", "4", "--accelerator", "cpu"]
+    assert run(["train", str(workspace), *quick]) == 0
+    before = sorted(workspace.rglob("*"))
+    capsys.readouterr()
+    assert run(["step", str(workspace), "--add-classes", "star", *quick, "--plan"]) == 0
+    table = capsys.readouterr().out
+    assert {"trainable parameters", "memory", "update"} <= {
+        line.split("│")[1].strip() for line in table.splitlines() if "│" in line
+    }
+    assert run(["step", str(workspace), "--add-classes", "star", *quick, "--plan", "--json"]) == 0
+    forecast = json.loads(capsys.readouterr().out)
+    assert (forecast["iterations"], forecast["batch_size"]) == (12, 4)
+    assert forecast["total_s"] > 0
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_memory_format_and_threads_are_measured_and_told_unless_given(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--iterations", "2", "--batch-size", "2", "--accelerator", "cpu"]
+    assert run(["train", str(workspace), *quick]) == 0
+    assert "; measured in " in capsys.readouterr().err
+    step = ["step", str(workspace), "--add-classes", "star", *quick]
+    assert run([*step, "--name", "given", "--tuning", "contiguous:1"]) == 0
+    assert "measured" not in capsys.readouterr().err
+    assert run([*step, "--name", "wrong", "--from", "0", "--tuning", "sideways"]) == 3
+    assert "--tuning" in capsys.readouterr().err

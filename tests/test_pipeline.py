@@ -190,6 +190,28 @@ def test_a_trained_step_is_kept_when_its_evaluation_images_are_damaged(workspace
     load_model(workspace.step_folder("01-star"), record)
 
 
+def test_new_images_where_only_the_new_class_is_labelled_score_that_class_alone(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    new = write_folder(tmp_path / "new", "star", 8)
+    labels = {name: number for number, name in enumerate((new / "classes.txt").read_text().split())}
+    (new / "classes.txt").write_text("background\nstar\n")
+    for path in (new / "masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray((mask == labels["star"]).astype(np.uint8)).save(path)
+    ids = (new / "train.txt").read_text().split()
+    (new / "val.txt").write_text("\n".join(ids[:2]) + "\n")
+    (new / "train.txt").write_text("\n".join(ids[2:]) + "\n")
+    record = run_plan(
+        workspace,
+        plan_step(workspace, ["star"], data=DataConfig("folder", str(new), setup="overlapped")),
+        accelerator="cpu",
+    )
+    assert record.parent_metrics == {}
+    assert record.metrics["val"].images == 2
+    assert record.metrics["val"].iou["star"] is not None
+
+
 def test_a_partitioned_step_learns_from_no_image_of_another_whatever_the_training_seed(tmp_path: Path) -> None:
     data = msgspec.structs.replace(DATA, setup="partitioned")
     workspace = create_workspace(tmp_path / "work", msgspec.structs.replace(CONFIG, data=data))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_ilseg.cli.json_option import json_option, print_json
+from edge_ilseg.errors import EXIT_ARTEFACT
 
 if TYPE_CHECKING:
     from edge_ilseg.devices.update.agent import Agent, Outcome
@@ -218,7 +219,7 @@ def status(root: Path, as_json: bool) -> None:
 @root_option
 @json_option
 def report(root: Path, as_json: bool) -> None:
-    """Send the reports that were not delivered yet.
+    """Send the reports that were not delivered yet. What cannot be delivered now is kept; the exit code is then 3.
 
     \b
     edge-ilseg device report
@@ -229,8 +230,11 @@ def report(root: Path, as_json: bool) -> None:
     sent = send_reports(root, read_agent_config(root))
     if as_json:
         print_json(sent)
-        return
-    click.echo(sent.message)
+    else:
+        click.echo(sent.message)
+    if sent.problem is not None:
+        click.echo(f"not now: {sent.problem}", err=True)
+        raise click.exceptions.Exit(EXIT_ARTEFACT)
 
 
 @click.command()
