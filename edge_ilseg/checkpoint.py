@@ -1,8 +1,9 @@
-"""A step on the disk: `model.safetensors`, `step.json` and the training's log, nothing else, nothing pickled.
+"""A step on the disk: `model.safetensors`, `step.json`, the training's log and statistics; nothing pickled.
 
 1. The id of a step is the SHA-256 of its record, which holds the SHA-256 of its weights and its parent's id: a step
    names its whole lineage, and a changed byte anywhere in those two is found. The log (`edge_ilseg.training_log`) is
-   something to look at, and no part of the step's identity.
+   something to look at, the statistics (`edge_ilseg.feature_statistics`) something to go on from: neither is a part of
+   the step's identity, and both may be deleted.
 2. A step appears under its name whole or not at all (`edge_ilseg.files.new_folder`).
 3. Reading a record needs no torch; loading a model does. Format page: docs/workspace-format.md.
 """
@@ -16,6 +17,7 @@ import msgspec
 
 from edge_ilseg.config import DataOptions, TrainConfig
 from edge_ilseg.errors import WorkspaceError
+from edge_ilseg.feature_statistics import STATISTICS_NAME
 from edge_ilseg.files import new_folder, sha256_bytes, sha256_file
 from edge_ilseg.methods import Method
 from edge_ilseg.metrics import Metrics
@@ -175,7 +177,9 @@ def check_weights(folder: Path, record: StepRecord) -> None:
         )
 
 
-def write_step(folder: Path, record: StepRecord, model: SegmentationModel, *, log: str = "") -> StepRecord:
+def write_step(
+    folder: Path, record: StepRecord, model: SegmentationModel, *, log: str = "", statistics: bytes = b""
+) -> StepRecord:
     """Write a step whole or not at all (rule 2) and return its record with the hashes filled in.
 
     Args:
@@ -183,6 +187,7 @@ def write_step(folder: Path, record: StepRecord, model: SegmentationModel, *, lo
         record: all but the hashes and the id.
         model: its network.
         log: what `training.csv` holds; no file is written where it is empty.
+        statistics: what `statistics.safetensors` holds; the same.
 
     Raises:
         WorkspaceError: there is a step of that name already.
@@ -207,6 +212,8 @@ def write_step(folder: Path, record: StepRecord, model: SegmentationModel, *, lo
             (part / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
             if log:
                 (part / LOG_NAME).write_text(log, encoding="utf-8")
+            if statistics:
+                (part / STATISTICS_NAME).write_bytes(statistics)
     except FileExistsError as error:
         raise WorkspaceError(
             "there is a step of that name already", where=folder, hint="give the new one another --name, or delete it"

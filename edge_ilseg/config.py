@@ -68,7 +68,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     defaults were chosen on MSRC-v2's validation split (docs/log.md).
     """
 
-    iterations: Positive = 1500
+    iterations: Annotated[int, Meta(ge=0)] = 1500
+    """0 in the record of a step whose head was solved for, and nowhere else."""
     batch_size: Positive = 8
     learning_rate: PositiveFloat = 0.01
     learning_rate_end: Annotated[float, Meta(ge=0)] = 1e-6
@@ -90,6 +91,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     0: every sample is a new view. See `edge_ilseg.feature_cache`."""
     feature_cache_dtype: FeatureDtype = "float16"
     feature_cache_mib: Positive = 4096
+    statistics: bool = True
+    """Leave `statistics.safetensors` beside the weights where it holds, so that a later step can be `analytic`."""
 
 
 class StepConfig(TrainConfig, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +121,9 @@ class StepConfig(TrainConfig, frozen=True, forbid_unknown_fields=True):
     similarity_layer: methods.SimilarityLayer | None = None
     similarity_pooling: methods.SimilarityPooling | None = None
     head_init: methods.HeadInit | None = None
+    head_fit: methods.HeadFit | None = None
+    ridge: methods.Factor | None = None
+    balance: methods.ShareOrNone | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -171,6 +177,8 @@ def _check_choice(value: object, hint: object, where: str) -> None:
 def _check_settings(settings: TrainConfig) -> None:
     """Refuse settings that no training could use (rule 3)."""
     check_augmentation(Augmentation(settings.scale_min, settings.scale_max, settings.flip))
+    if not settings.iterations:
+        raise ConfigError("training needs an iteration", where="iterations", found=0, expected="1 or more")
     if isinstance(settings, StepConfig):
         step_method(settings)
 

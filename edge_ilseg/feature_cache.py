@@ -55,7 +55,9 @@ def view_shape(network: SegmentationModel, *, with_body: bool, with_teacher: boo
     spec = network.spec
     height, width = (-(-side // spec.output_stride) for side in (spec.input_height_px, spec.input_width_px))
     is_merged = with_body and isinstance(network.decoder, DeepLabV3)
-    channels = spec.decoder_channels if is_merged else network.encoder.out_channels
+    channels = network.encoder.out_channels
+    if is_merged:
+        channels = spec.decoder_channels + (channels if spec.skip_classifier else 0)
     return ViewShape(
         features_CHW=(channels, height, width),
         labels_HW=(spec.input_height_px, spec.input_width_px),
@@ -94,7 +96,7 @@ class FeatureCache:
         settings = samples.settings
         self._batch = settings.batch_size
         self._views = sample_views(len(samples), len(samples.view), settings.seed, settings.augment_views)
-        self._kept_format = self._find_format()
+        self._kept_format, self._skip_format = self._find_formats()
 
     def __iter__(self) -> Iterator[tuple[CachedViews, Tensor]]:
         """The batches from the first iteration on, on the device; in several processes, this one's share of them."""
@@ -140,14 +142,16 @@ class FeatureCache:
         return self._network.trunk(images_NCHW, len(self._network.encoder.stages), with_body=self._with_body)
 
     @torch.no_grad()
-    def _find_format(self) -> torch.memory_format:
-        """How the trunk lays out what is kept, from two black images: the tails' last bits depend on it."""
+    def _find_formats(self) -> tuple[torch.memory_format, torch.memory_format]:
+        """How the trunk lays out what is kept, from two black images: the tails' last bits depend on it.
+
+        The second is that of what a second classifier reads; with none, of the features.
+        """
         spec = self._network.spec
         black_NHWC = torch.zeros(2, spec.input_height_px, spec.input_width_px, 3, dtype=torch.uint8)
         with self._autocast():
-            kept_NCHW = _kept(self._run_trunk(black_NHWC))
-        is_last = kept_NCHW.is_contiguous(memory_format=torch.channels_last)
-        return torch.channels_last if is_last else torch.contiguous_format
+            trunk = self._run_trunk(black_NHWC)
+        return _format(trunk.body.merged_NCHW if trunk.body else trunk.x_NCHW), _format(trunk.x_NCHW)
 
     def _is_kept(self, block: int) -> bool:
         views = self._block(block)
@@ -176,7 +180,7 @@ class FeatureCache:
         trunk = TrunkOutput(
             x_NCHW=x_NCHW,
             stages=(x_NCHW,) * len(network.encoder.stages),
-            body=DecoderBody(x_NCHW, ()) if self._with_body else None,
+            body=_kept_body(network, x_NCHW, self._kept_format, self._skip_format) if self._with_body else None,
             height_px=labels.shape[1],
             width_px=labels.shape[2],
         )
@@ -275,7 +279,28 @@ def forward_cached(
 
 
 def _kept(trunk: TrunkOutput) -> Tensor:
-    return trunk.body.merged_NCHW if trunk.body else trunk.x_NCHW
+    """All that the rest of the network reads, side by side."""
+    if trunk.body is None:
+        return trunk.x_NCHW
+    if trunk.body.skip_NCHW is None:
+        return trunk.body.merged_NCHW
+    return torch.cat([trunk.body.merged_NCHW, trunk.body.skip_NCHW], dim=1)
+
+
+def _format(x_NCHW: Tensor) -> torch.memory_format:
+    is_last = x_NCHW.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def _kept_body(
+    network: SegmentationModel, kept_NCHW: Tensor, merged_format: torch.memory_format, skip_format: torch.memory_format
+) -> DecoderBody:
+    """What the classifiers read, from what `_kept` has put together, laid out as they would get it (rule 1)."""
+    if not network.spec.skip_classifier:
+        return DecoderBody(kept_NCHW, ())
+    merged = network.spec.decoder_channels
+    merged_NCHW = kept_NCHW[:, :merged].contiguous(memory_format=merged_format)
+    return DecoderBody(merged_NCHW, (), kept_NCHW[:, merged:].contiguous(memory_format=skip_format))
 
 
 def _device(network: SegmentationModel) -> torch.device:

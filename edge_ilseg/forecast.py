@@ -28,7 +28,7 @@ from edge_ilseg.config import TrainConfig
 from edge_ilseg.data import open_data
 from edge_ilseg.data.loader import DECODED_CACHE_BYTES, TrainingSamples
 from edge_ilseg.devices.facts import read_peak_rss_mib
-from edge_ilseg.errors import TrainingError
+from edge_ilseg.errors import ConfigError, TrainingError
 from edge_ilseg.planning import StepPlan
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.update_estimate import UpdateEstimate, estimate_update
@@ -112,6 +112,11 @@ def forecast_plan(
     """
     from edge_ilseg.step_start import make_models, step_facts
 
+    if plan.is_closed_form:
+        raise ConfigError(
+            "there is no training to forecast: the head is solved for after one pass over the images",
+            where=f"step {plan.name}, method {plan.method.name if plan.method else ''}",
+        )
     with untouched_random_state():
         model, teacher, _ = make_models(workspace, plan)
     facts = step_facts(plan, model)
@@ -349,9 +354,12 @@ def _probe_scoring(plan: StepPlan, model: SegmentationModel) -> tuple[int, float
 
 
 def _step_bytes(plan: StepPlan, model: SegmentationModel) -> int:
-    """The weights as they will be written, and the record."""
+    """The weights as they will be written, the record, and the statistics where step 0 leaves some."""
     from safetensors.torch import save
+
+    from edge_ilseg.analytic_step import statistics_size
 
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     ids = msgspec.json.format(msgspec.json.encode(plan.view.image_ids), indent=3)
-    return len(weights) + len(ids) + RECORD_BYTES
+    statistics = statistics_size(plan, model) if plan.parent is None else 0
+    return len(weights) + len(ids) + RECORD_BYTES + statistics

@@ -4,6 +4,7 @@
 2. A term that is zero whatever the student does, because what it compares is frozen, is refused, not ignored.
 3. What a preset cannot be on the data at hand (a data set without background, labels that hide nothing) it is replaced
    for, by `fit_method`, which says so; what the user set by hand is never replaced.
+4. A head in closed form is fitted and not trained: whatever speaks of training beside it is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ OverClasses = Literal["sum", "mean"]
 Factor = Annotated[float, Meta(gt=0)]
 AdjustmentFactor = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+ShareOrNone = Annotated[float, Meta(ge=0, le=1)]
 SimilarityLayer = Literal["features", "branches", "logits"]
 SimilarityPooling = Literal["none", "spatial", "branches"]
 HeadInit = Literal["default", "background", "scaled"]
+HeadFit = Literal["gradient", "closed-form"]
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +72,17 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     similarity_pooling: SimilarityPooling = "none"
     """`spatial`: averaged over the positions first; `branches`: averaged over the branches first."""
     head_init: HeadInit = "default"
+    head_fit: HeadFit = "gradient"
+    """`closed-form`: the head is solved for, from sums over the images of all steps (`edge_ilseg.analytic`)."""
+    ridge: Factor = 0.01
+    """Of `closed-form`: the penalty on the weights, relative to each feature's variance."""
+    balance: ShareOrNone = 0.4
+    """Of `closed-form`: each pixel counts as its class's pixels to the power of minus this."""
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether nothing is trained by gradients (rule 4)."""
+        return self.head_fit == "closed-form"
 
 
 SWITCHES = tuple(Method.__struct_fields__[4:])
@@ -77,6 +91,10 @@ SWITCHES = tuple(Method.__struct_fields__[4:])
 
 _PAPER = "Michieli & Zanuttigh, arXiv 1907.13372 and 1911.03462"
 _LATER = "Michieli & Zanuttigh, arXiv 1911.03462"
+_ANALYTIC = (
+    "this project: ridge regression on frozen features from sums kept from step to step, after Zhuang et al. (arXiv "
+    "2205.14922) and McDonnell et al. (arXiv 2307.02251); docs/adr/0012"
+)
 _BALANCED = (
     "this project: L'_D, logits adjusted by class frequency (Menon et al., arXiv 2007.07314) and weights averaged with "
     "the teacher's (Wortsman et al., arXiv 2109.01903); docs/adr/0008"
@@ -136,6 +154,7 @@ METHODS: dict[str, Method] = {
         ),
         Method("balanced", "none", {"kd_output": 1.0}, _BALANCED, logit_adjustment=0.5, new_share=0.7),
         Method("freeze+balanced", "encoder", {"kd_output": 1.0}, _BALANCED, logit_adjustment=0.5, new_share=0.7),
+        Method("analytic", "all_but_head", {}, _ANALYTIC, head_fit="closed-form"),
     )
 }
 
@@ -173,7 +192,32 @@ def resolve_method(
     except msgspec.ValidationError as error:
         raise ConfigError("a switch of the method has a value that cannot be used", found=str(error)) from error
     check_terms_can_move(method, encoder_frozen=method.freeze in ("encoder", "all_but_head"))
+    _check_nothing_is_trained(method)
     return method
+
+
+def _check_nothing_is_trained(method: Method) -> None:
+    """Refuse what a head in closed form has no place for (rule 4)."""
+    if not method.is_closed_form:
+        return
+    if method.freeze != "all_but_head":
+        raise ConfigError(
+            "a head in closed form is fitted to features that no longer move",
+            where="freeze",
+            found=repr(method.freeze),
+            expected="'all_but_head'",
+        )
+    plain = METHODS["analytic"]
+    fitted = ("name", "source", "losses", "head_fit", "ridge", "balance")
+    idle = [name for name in Method.__struct_fields__ if name not in fitted]
+    beside = [name for name in idle if getattr(method, name) != getattr(plain, name)]
+    beside += [term for term, weight in method.losses.items() if weight]
+    if beside:
+        raise ConfigError(
+            "a head in closed form has no training that this could change",
+            found=", ".join(beside),
+            hint="leave it out, or take a method with gradients",
+        )
 
 
 def check_terms_can_move(method: Method, *, encoder_frozen: bool, branches_frozen: bool = False) -> None:

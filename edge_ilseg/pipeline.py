@@ -28,9 +28,10 @@ from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.planning import StepPlan
-from edge_ilseg.progress import ProgressCallback, is_first_process, no_progress
+from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
 from edge_ilseg.schedule import CHECKPOINT_SECONDS
+from edge_ilseg.step_images import check_step_images
 from edge_ilseg.training_log import TrainingLog, check_tensorboard
 from edge_ilseg.workspace import Workspace
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from edge_ilseg.models.segmentation import SegmentationModel
     from edge_ilseg.train import TrainingRun
     from edge_ilseg.training_state import StateKeeper
-    from edge_ilseg.tuning import Tuning
 
 TRAINING_MODULES = ("torch", "lightning_fabric", "safetensors")
 EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors")
@@ -88,29 +88,35 @@ def run_plan(
     check_extra("train", TRAINING_MODULES, "training")
     if tensorboard is not None:
         check_tensorboard()
+    from edge_ilseg.analytic_step import check_one_process, fit_step, kept_statistics
     from edge_ilseg.averaging import average_with
-    from edge_ilseg.step_start import make_models
+    from edge_ilseg.step_start import choose_tuning, make_models
     from edge_ilseg.training_state import StateKeeper, plan_key, training_folder
 
+    check_one_process(plan, devices)
     model, teacher, weights_sha256 = make_models(workspace, plan)
     record = _blank_record(workspace, plan, model.spec, weights_sha256)
     folder = workspace.step_folder(plan.name)
-    key = plan_key(record, accelerator=accelerator, devices=devices, max_minutes=max_minutes, tuning=tuning)
+    where: dict[str, Any] = {"accelerator": accelerator, "devices": devices}
+    how: dict[str, Any] = {**where, "max_minutes": max_minutes}
+    key = plan_key(record, **how, tuning=tuning)
     keeper = StateKeeper(training_folder(folder), key, seconds=checkpoint_seconds, say=say)
     log = TrainingLog(tensorboard / plan.name if tensorboard is not None else None)
-    how: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "max_minutes": max_minutes}
-    chosen = (
-        found.header.tuning if (found := keeper.found) else _choose_tuning(plan, model, tuning, accelerator, devices)
-    )
-    if chosen.timings and not keeper.found:
-        say(f"computed in {chosen.describe()}")
+    run: TrainingRun
     try:
-        run = _train(plan, model, teacher, workers, keeper=keeper, log=log, tuning=chosen, progress=progress, **how)
+        if plan.is_closed_form:
+            run = fit_step(workspace, plan, model, accelerator, progress)
+        else:
+            chosen = (
+                keeper.found.header.tuning if keeper.found else choose_tuning(plan, model, tuning, **where, say=say)
+            )
+            run = _train(plan, model, teacher, workers, keeper=keeper, log=log, tuning=chosen, progress=progress, **how)
     except NotFiniteError:
         keeper.remove()
         raise
     if teacher is not None and plan.method is not None:
         average_with(teacher, model, plan.method.new_share)
+    statistics = kept_statistics(workspace, plan, model, run, say, progress)
     metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, run.accelerator, progress)
     if scores := metrics.get(plan.data.eval_split):
         log.score(scores.miou_old, scores.miou_new, scores.miou_all)
@@ -124,7 +130,7 @@ def run_plan(
         metrics=metrics,
         parent_metrics=parent_metrics,
     )
-    record = write_step(folder, record, model, log=log.text())
+    record = write_step(folder, record, model, log=log.text(), statistics=statistics)
     keeper.remove()
     if unscored:
         raise DataError(
@@ -134,21 +140,6 @@ def run_plan(
             hint="mend the data, then: edge-ilseg evaluate",
         ) from unscored
     return record
-
-
-def _choose_tuning(plan: StepPlan, model: SegmentationModel, text: str, accelerator: str, devices: int) -> Tuning:
-    """The memory format and the threads that were asked for, or those that are fastest here."""
-    import torch
-
-    from edge_ilseg.tuning import FIXED, parse_tuning, tune_step
-
-    given = parse_tuning(text)
-    if given is not None or not is_first_process():  # the others are told by the first one
-        return given or FIXED
-    on_gpu = accelerator in ("auto", "cuda") and torch.cuda.is_available()
-    freeze = plan.method.freeze if plan.method else "none"
-    device = "cuda" if on_gpu else "cpu"
-    return tune_step(model, plan.view, plan.settings, freeze, device=device, processes=devices)
 
 
 def _train(
@@ -388,28 +379,12 @@ def _calibration_images(
     """A seeded choice among the images that the step learned from, each of its new classes among them.
 
     Raises:
-        DataError: an image that the step learned from is not in the data set.
+        DataError: an image that the step learned from is not in the data set, or is another one.
     """
     from edge_ilseg.calibration.sample import CalibrationImages, choose_images
 
-    known = set(dataset.ids(record.data.train_split))
-    gone = [image_id for image_id in record.data.image_ids if image_id not in known]
-    if gone:
-        raise DataError(
-            f"{len(gone)} of the {len(record.data.image_ids)} images that step {record.name} learned from are gone",
-            where=f"data set of kind {dataset.info.kind}, split {record.data.train_split}",
-            found=f"no image {gone[0]!r}",
-            hint="say where they are: --data KIND:ROOT",
-        )
+    check_step_images(record, dataset)
     ids = record.data.image_ids
-    if image_set_sha256(ids, dataset) != record.data.images_sha256:
-        raise DataError(
-            f"the images are not those that step {record.name} learned from",
-            where=f"data set of kind {dataset.info.kind}, split {record.data.train_split}",
-            found="other pixels under the same ids",
-            expected=f"images with the hash {record.data.images_sha256[:12]}",
-            hint="say where they are: --data KIND:ROOT",
-        )
     pixels_NK = count_pixels(dataset, ids, progress)
     shown = presence(dataset.info, ids, pixels_NK)
     new = [name for name in record.new_classes if name != record.background]

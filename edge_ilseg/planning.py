@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from edge_ilseg.checkpoint import ClassRecord, StepRecord
 from edge_ilseg.classes import check_spelling, resolve_classes
 from edge_ilseg.config import DataConfig, StepConfig, TrainConfig, step_method
@@ -16,6 +18,7 @@ from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
 from edge_ilseg.data.step_view import StepView, channel_pixels, count_pixels, presence
 from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
+from edge_ilseg.feature_statistics import COLLECT_HINT, STATISTICS_NAME, read_header
 from edge_ilseg.feature_views import check_views
 from edge_ilseg.methods import Method, check_terms_can_move, fit_method
 from edge_ilseg.models.freezing import is_encoder_frozen
@@ -62,6 +65,11 @@ class StepPlan:
     def background_channel(self) -> int | None:
         """Channel of the background class, where the data set has one."""
         return self.class_names.index(self.background) if self.background else None
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the head is solved for and nothing is trained."""
+        return self.method is not None and self.method.is_closed_form
 
     @property
     def old_count(self) -> int:
@@ -194,6 +202,8 @@ def plan_step(
     check_spelling(dataset.info.classes, parent.class_names)
     method, notes = fit_method(method, hides_old=data.setup != "sequential", background=dataset.info.background)
     _check_method(method, parent.model, settings)
+    if method.is_closed_form:
+        _check_statistics(workspace, parent)
     new = resolve_classes(add_classes, dataset.info.classes, dataset.info.aliases)
     _check_new_to(parent, new)
     index = parent.index + 1
@@ -211,10 +221,47 @@ def plan_step(
         view=view,
         data=data,
         from_workspace=from_workspace,
-        settings=TrainConfig(**{key: getattr(settings, key) for key in TrainConfig.__struct_fields__}),
+        settings=_training_settings(settings, method),
         method=method,
         notes=notes,
     )
+
+
+def _training_settings(settings: StepConfig, method: Method) -> TrainConfig:
+    """What a step's record says of its training: no iteration, where the head is solved for."""
+    own = TrainConfig(**{key: getattr(settings, key) for key in TrainConfig.__struct_fields__})
+    return msgspec.structs.replace(own, iterations=0) if method.is_closed_form else own
+
+
+def _check_statistics(workspace: Workspace, parent: StepRecord) -> None:
+    """Refuse a head in closed form where the sums over earlier images are not there, or the head has none."""
+    if parent.model.head != "deeplab_v3":
+        raise ConfigError(
+            "this head has no closed form: its dilated 3x3 branches are no 1x1 classifiers on one set of features",
+            where=f"step {parent.name}",
+            found=parent.model.head,
+            expected="deeplab_v3",
+            hint="take a method with gradients",
+        )
+    folder = workspace.step_folder(parent.name)
+    header = read_header(folder)
+    if header is None:
+        raise WorkspaceError(
+            f"step {parent.name} has no statistics to go on from: it was trained with a method that moves what makes "
+            "the features, with statistics = false, or with an older version",
+            where=folder,
+            expected=STATISTICS_NAME,
+            hint="train the chain from step 0 on with analytic or another method that freezes all but the head; or, "
+            + COLLECT_HINT,
+        )
+    if header.classes != parent.class_names:
+        raise WorkspaceError(
+            f"the statistics of step {parent.name} are of other classes",
+            where=folder / STATISTICS_NAME,
+            found=", ".join(header.classes),
+            expected=", ".join(parent.class_names),
+            hint="delete the file, and collect them again " + COLLECT_HINT,
+        )
 
 
 def _class_records(names: Sequence[str], info: DatasetInfo, step: int) -> tuple[ClassRecord, ...]:
@@ -266,6 +313,13 @@ def _check_evaluation(dataset: Dataset, data: DataConfig, classes: Sequence[str]
 def _check_method(method: Method, model: ModelSpec, settings: StepConfig) -> None:
     """Refuse a method that this network or this batch leaves without effect, and views that it cannot use."""
     check_views(settings, method, model.backbone)
+    if settings.augment_views and method.is_closed_form:
+        raise ConfigError(
+            "a head in closed form sees every image once, as it is",
+            where="augment_views",
+            found=settings.augment_views,
+            expected="0",
+        )
     check_terms_can_move(
         method,
         encoder_frozen=is_encoder_frozen(method.freeze, model.backbone),

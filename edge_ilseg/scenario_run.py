@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from edge_ilseg.checkpoint import check_weights
 from edge_ilseg.classes import resolve_classes
-from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
+from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig, step_method
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.decoded import DecodedDataset
@@ -321,7 +321,8 @@ def _tasks(
             for index in range(1, len(plan.classes)):
                 step = plan.step_settings(index, method, seed)
                 name = f"{index:02}-{method}"
-                yield Task(workspace, config, name, step.iterations, parent, plan.classes[index], step)
+                iterations = 0 if step_method(step).is_closed_form else step.iterations
+                yield Task(workspace, config, name, iterations, parent, plan.classes[index], step)
                 parent = name
         if joint:
             every_class = tuple(name for step_classes in plan.classes for name in step_classes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge_ilseg.checkpoint import load_model
 from edge_ilseg.planning import StepPlan
-from edge_ilseg.progress import ProgressCallback
+from edge_ilseg.progress import ProgressCallback, is_first_process
 from edge_ilseg.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edge_ilseg.models.segmentation import SegmentationModel
     from edge_ilseg.terms import StepFacts
+    from edge_ilseg.tuning import Tuning
 
 
 def make_models(workspace: Workspace, plan: StepPlan) -> tuple[SegmentationModel, SegmentationModel | None, str | None]:
@@ -36,6 +37,10 @@ def make_models(workspace: Workspace, plan: StepPlan) -> tuple[SegmentationModel
     parent_folder = workspace.step_folder(plan.parent.name)
     teacher, model = load_model(parent_folder, plan.parent), load_model(parent_folder, plan.parent)
     torch.manual_seed(plan.settings.seed)
+    if plan.method is not None and plan.method.is_closed_form:
+        from edge_ilseg.models.segmentation import with_skip_classifier
+
+        model = with_skip_classifier(model)
     model.grow(
         len(plan.classes) - plan.old_count,
         init=plan.method.head_init if plan.method else "default",
@@ -64,3 +69,28 @@ def threshold_finder(plan: StepPlan, progress: ProgressCallback) -> Callable[[Se
     from edge_ilseg.pseudo_labels import entropy_thresholds
 
     return lambda teacher: entropy_thresholds(teacher, plan.view, plan.background_channel, progress)
+
+
+def choose_tuning(
+    plan: StepPlan,
+    model: SegmentationModel,
+    text: str,
+    *,
+    accelerator: str,
+    devices: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> Tuning:
+    """The memory format and the threads that were asked for, or those that are fastest here, which are told."""
+    import torch
+
+    from edge_ilseg.tuning import FIXED, parse_tuning, tune_step
+
+    given = parse_tuning(text)
+    if given is not None or not is_first_process():  # the others are told by the first one
+        return given or FIXED
+    on_gpu = accelerator in ("auto", "cuda") and torch.cuda.is_available()
+    freeze = plan.method.freeze if plan.method else "none"
+    device = "cuda" if on_gpu else "cpu"
+    chosen = tune_step(model, plan.view, plan.settings, freeze, device=device, processes=devices)
+    say(f"computed in {chosen.describe()}")
+    return chosen

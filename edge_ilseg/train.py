@@ -219,6 +219,15 @@ def _check_same_start(fabric: Fabric, keeper: StateKeeper | None) -> None:
         )
 
 
+def training_device(accelerator: str, settings: TrainConfig) -> torch.device:
+    """The device that `train` would take in one process.
+
+    Raises:
+        TrainingError: this machine has no such device.
+    """
+    return _make_fabric(accelerator, 1, settings).device
+
+
 def _make_fabric(accelerator: str, devices: int, settings: TrainConfig) -> Fabric:
     """Lightning Fabric with its processes started.
 

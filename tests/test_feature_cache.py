@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -180,11 +181,11 @@ def test_worker_processes_change_nothing(view: StepView) -> None:
     assert all(same(batch, other) for batch, other in zip(alone, helped, strict=True))
 
 
-@pytest.mark.parametrize("head", ["deeplab_v2", "deeplab_v3"])
+@pytest.mark.parametrize(("head", "skip"), [("deeplab_v2", False), ("deeplab_v3", False), ("deeplab_v3", True)])
 def test_where_all_but_the_head_is_frozen_the_tails_go_on_from_what_the_classifiers_read(
-    view: StepView, head: Head
+    view: StepView, head: Head, skip: bool
 ) -> None:
-    spec = ModelSpec(backbone="tiny", head=head, decoder_channels=16, input_height_px=32, input_width_px=48)
+    spec = msgspec.structs.replace(SPEC, head=head, skip_classifier=skip)
     network = make_network(spec)
     method = resolve_method("freeze+kd-output", freeze="all_but_head")
     samples = TrainingSamples(view, spec, SETTINGS)
@@ -194,7 +195,8 @@ def test_where_all_but_the_head_is_frozen_the_tails_go_on_from_what_the_classifi
         wanted = network(normalize(images_NHWC, spec)).logits_NCHW
         output, _ = forward_cached(as_student(network), None, views)
     assert torch.equal(output.logits_NCHW, wanted)
-    assert views.trunk.x_NCHW.shape[1] == (16 if head == "deeplab_v3" else network.encoder.out_channels)
+    features = network.encoder.out_channels
+    assert views.trunk.x_NCHW.shape[1] == {"deeplab_v2": features, "deeplab_v3": 16 + features * skip}[head]
 
 
 def test_a_method_that_looks_at_the_branches_has_the_teacher_run(view: StepView) -> None:

@@ -29,6 +29,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("edge_ilseg.cli.training", "train", "Train step 0 on the base classes."),
     "step": ("edge_ilseg.cli.training", "step", "Teach the model new classes without the old images."),
     "evaluate": ("edge_ilseg.cli.training", "evaluate", "Score a step: IoU per class, mIoU old / new / all."),
+    "statistics": (
+        "edge_ilseg.cli.statistics_command",
+        "statistics",
+        "Collect what an analytic step goes on from, for a step that has none.",
+    ),
     "scenario": ("edge_ilseg.cli.scenario", "scenario", "Compare methods over whole scenarios and several seeds."),
     "reproduce": ("edge_ilseg.cli.scenario", "reproduce", "Run a published experiment on VOC 2012 beside its results."),
     "steps": ("edge_ilseg.cli.workspace", "steps", "List the steps of a workspace."),

@@ -224,13 +224,15 @@ def _be_silent(_sentence: str) -> None:
 
 def describe_plan(plan: StepPlan) -> str:
     """One line: which images, classes, iterations and method."""
+    effort = f"{plan.settings.iterations} iterations of {plan.settings.batch_size}"
+    if plan.is_closed_form:
+        effort = "one pass and a closed form"
     added = [item.name for item in plan.classes if item.step == plan.index and item.name != plan.background]
     method = f", method {plan.method.name}" if plan.method else ""
     return (
         f"{plan.name}: {len(plan.view.image_ids)} images, {len(added)} new "
         f"{'class' if len(added) == 1 else 'classes'} ({', '.join(added)}), "
-        f"{plan.settings.iterations} iterations of {plan.settings.batch_size}{method}"
-        + "".join(f"\n  {note}" for note in plan.notes)
+        f"{effort}{method}" + "".join(f"\n  {note}" for note in plan.notes)
     )
 
 

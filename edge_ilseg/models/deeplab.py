@@ -2,6 +2,8 @@
 
 Both heads keep their growing classifiers, and nothing else that grows, in `classifiers`.
 State names: `classifiers.<i>.steps.<k>`; DeepLab v3 also `branches.<i>...`, `pooling` and `projection.{conv,bn}`.
+With several classifiers the logits are their sum: one for each branch of DeepLab v2; in DeepLab v3 on request a second
+one, `classifiers.1`, that reads the encoder's features past the branches.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ class DecoderBody(NamedTuple):
     """What the classifiers read."""
     branches: tuple[Tensor, ...]
     """Outputs of the ASPP branches; none where the branches are the classifiers."""
+    skip_NCHW: Tensor | None = None
+    """What a second classifier of DeepLab v3 reads: the encoder's features."""
 
 
 class DeepLabV2(nn.Module):
@@ -55,10 +59,15 @@ class DeepLabV2(nn.Module):
     def classify(self, body: DecoderBody) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`forward` from the body on."""
         branches = tuple(classifier(body.merged_NCHW) for classifier in self.classifiers)
-        logits_NCHW: Tensor = branches[0]
-        for branch_NCHW in branches[1:]:
-            logits_NCHW = logits_NCHW + branch_NCHW
-        return logits_NCHW, branches
+        return _sum(branches), branches
+
+
+def _sum(shares_NCHW: Sequence[Tensor]) -> Tensor:
+    """The shares of several classifiers, added one after another."""
+    logits_NCHW = shares_NCHW[0]
+    for share_NCHW in shares_NCHW[1:]:
+        logits_NCHW = logits_NCHW + share_NCHW
+    return logits_NCHW
 
 
 def _separable(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
@@ -99,10 +108,18 @@ class DeepLabV3(nn.Module):
         rates: dilation of each separable branch.
         class_counts: classes of each step.
         reserved: channels for classes of later steps.
+        skip: a second 1x1 classifier, on the features themselves.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, rates: Sequence[int], class_counts: Sequence[int], reserved: int = 0
+        self,
+        in_channels: int,
+        channels: int,
+        rates: Sequence[int],
+        class_counts: Sequence[int],
+        reserved: int = 0,
+        *,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList([ConvBatchNorm(nn.Conv2d(in_channels, channels, 1, bias=False), "relu")])
@@ -110,7 +127,8 @@ class DeepLabV3(nn.Module):
         self.pooling = ImagePooling(in_channels, channels)
         merged = channels * (len(self.branches) + 1)
         self.projection = ConvBatchNorm(nn.Conv2d(merged, channels, 1, bias=False), "relu")
-        self.classifiers = nn.ModuleList([GrowingClassifier(channels, class_counts, reserved=reserved)])
+        inputs = (channels, in_channels) if skip else (channels,)
+        self.classifiers = nn.ModuleList(GrowingClassifier(size, class_counts, reserved=reserved) for size in inputs)
 
     def forward(self, features_NCHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits N x K x h x w, and the branches' outputs before they are merged, N x `channels` x h x w each."""
@@ -119,8 +137,11 @@ class DeepLabV3(nn.Module):
     def body(self, features_NCHW: Tensor) -> DecoderBody:
         """The branches, and their projection N x `channels` x h x w."""
         branches = (*(branch(features_NCHW) for branch in self.branches), self.pooling(features_NCHW))
-        return DecoderBody(self.projection(torch.cat(branches, dim=1)), branches)
+        skip_NCHW = features_NCHW if len(self.classifiers) > 1 else None
+        return DecoderBody(self.projection(torch.cat(branches, dim=1)), branches, skip_NCHW)
 
     def classify(self, body: DecoderBody) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`forward` from the body on."""
-        return self.classifiers[0](body.merged_NCHW), body.branches
+        inputs = (body.merged_NCHW,) if body.skip_NCHW is None else (body.merged_NCHW, body.skip_NCHW)
+        shares = [classifier(x_NCHW) for classifier, x_NCHW in zip(self.classifiers, inputs, strict=True)]
+        return _sum(shares), body.branches

@@ -18,7 +18,7 @@ import msgspec
 from edge_ilseg.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from edge_ilseg.models.segmentation import SegmentationModel
 
@@ -103,8 +103,18 @@ def frozen_modules(model: SegmentationModel, freeze: str) -> list[nn.Module]:
 
 def encoder_sha256(model: SegmentationModel) -> str:
     """SHA-256 over the encoder's state, sorted by name: name, dtype, shape and bytes of every tensor (rule 2)."""
+    return _state_sha256(model.encoder.state_dict())
+
+
+def trunk_sha256(model: SegmentationModel) -> str:
+    """The same over everything but the classifiers: what `all_but_head` freezes."""
+    state = model.state_dict()
+    return _state_sha256({name: state[name] for name in state if not name.startswith("decoder.classifiers.")})
+
+
+def _state_sha256(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.encoder.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.tobytes())

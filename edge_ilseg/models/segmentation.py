@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Self
 
+import msgspec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,7 +47,7 @@ HEADS: dict[Head, Callable[[ModelSpec, int, Sequence[int], int], Decoder]] = {
     # name: spec, channels of the features, classes per step, channels for later ones -> decoder
     "deeplab_v2": lambda spec, channels, counts, reserved: DeepLabV2(channels, aspp_rates(spec), counts, reserved),
     "deeplab_v3": lambda spec, channels, counts, reserved: DeepLabV3(
-        channels, spec.decoder_channels, aspp_rates(spec), counts, reserved
+        channels, spec.decoder_channels, aspp_rates(spec), counts, reserved, skip=spec.skip_classifier
     ),
 }
 
@@ -96,7 +97,7 @@ class SegmentationModel(nn.Module):
 
     @property
     def classifiers(self) -> tuple[GrowingClassifier, ...]:
-        """The head's growing classifiers: one, or with DeepLab v2 one per branch."""
+        """The head's growing classifiers: one, two with `skip_classifier`, or with DeepLab v2 one per branch."""
         return tuple(item for item in self.decoder.classifiers if isinstance(item, GrowingClassifier))
 
     @property
@@ -210,6 +211,22 @@ class SegmentationModel(nn.Module):
         return self
 
 
+def with_skip_classifier(model: SegmentationModel) -> SegmentationModel:
+    """The same network with a second classifier on the encoder's features, of weight 0: the logits stay as they are.
+
+    Raises:
+        ConfigError: its head has no place for one.
+    """
+    if model.spec.skip_classifier:
+        return model
+    spec = msgspec.structs.replace(model.spec, skip_classifier=True)
+    changed = build_model(spec, model.class_counts).to(next(model.parameters()).device)
+    changed.load_state_dict(model.state_dict(), strict=False)
+    for parameter in changed.classifiers[1].parameters():
+        nn.init.zeros_(parameter)
+    return changed.train(model.training)
+
+
 def build_model(spec: ModelSpec, class_counts: Sequence[int]) -> SegmentationModel:
     """Build the network of `spec` with random weights.
 
@@ -218,8 +235,16 @@ def build_model(spec: ModelSpec, class_counts: Sequence[int]) -> SegmentationMod
         class_counts: classes of each step so far, in channel order.
 
     Raises:
-        ConfigError: a step without a class, an unknown backbone or head, or dilations that do not fit the head.
+        ConfigError: a step without a class, an unknown backbone or head, or dilations or a second classifier that do
+            not fit the head.
     """
+    if spec.skip_classifier and spec.head != "deeplab_v3":
+        raise ConfigError(
+            "this head has no second classifier",
+            where="skip_classifier",
+            found=f"true with {spec.head}",
+            expected="deeplab_v3: the branches of deeplab_v2 read the encoder's features already",
+        )
     if not class_counts or min(class_counts) < 1:
         raise ConfigError("every step needs at least one class", found=list(class_counts))
     encoder = BACKBONES[spec.backbone](spec.output_stride)

@@ -31,6 +31,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Channels that step 0 makes for the classes of all later steps, as the published code does; 0: the head grows."""
     aspp_rates: tuple[int, ...] | None = None
     """Dilations of the head's 3x3 convolutions, in feature pixels; None: by the rule of `aspp_rates`."""
+    skip_classifier: bool = False
+    """DeepLab v3 alone: a second classifier on the encoder's features, summed with the first; see docs/adr/0012."""
 
 
 NORMALIZATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
