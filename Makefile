@@ -9,7 +9,7 @@ DEMO ?= demo-workspace
 # Two tests at a time, one thread each: small networks gain nothing from more.
 IN_PAIRS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo docs test test-all check lint format clean
+.PHONY: demo docs test test-all test-exhaustive check lint format clean
 
 demo: $(VENV)/all.installed
 	$(BIN)/edge-ilseg demo $(DEMO) --replace
@@ -20,7 +20,9 @@ docs: $(VENV)/docs.installed
 test: $(VENV)/dev.installed
 	$(IN_PAIRS) -m "not exhaustive"
 
-test-all: test
+test-all: test test-exhaustive
+
+test-exhaustive: $(VENV)/dev.installed
 	$(IN_PAIRS) -m exhaustive
 
 check: lint
