@@ -79,7 +79,7 @@ def test_wrong_usage_and_bad_input_exit_with_3(tmp_path: Path, capsys: pytest.Ca
     assert run(["init", str(tmp_path / "w"), "--dataset", "mrsc", "--base-classes", "a"]) == 3
     assert "did you mean 'msrc'" in capsys.readouterr().err
     assert run(["init", str(tmp_path / "w"), *INIT, "--size", "96"]) == 3
-    assert "such as 160x112" in capsys.readouterr().err
+    assert "do:       --size 160x112" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 
 

@@ -10,7 +10,7 @@ from fakes import HEIGHT_PX, WIDTH_PX, small_model
 from edge_ilseg import pseudo_labels
 from edge_ilseg.data.shapes import Shapes
 from edge_ilseg.data.step_view import StepView
-from edge_ilseg.evaluate import predict_mask
+from edge_ilseg.evaluate import predict_masks
 from edge_ilseg.images import resize_image, resize_mask
 from edge_ilseg.losses import entropy
 from edge_ilseg.models.normalization import normalize
@@ -41,7 +41,7 @@ def expected_thresholds(teacher: SegmentationModel, view: StepView) -> list[floa
         labels_HW = resize_mask(labels_HW, HEIGHT_PX, WIDTH_PX)
         with torch.no_grad():
             entropy_HW = entropy(teacher(normalize(torch.from_numpy(small_HWC)[None], teacher.spec)).logits_NCHW)[0]
-        mask_HW = predict_mask(teacher, image_HWC)
+        (mask_HW,) = predict_masks(teacher, [image_HWC])
         for y in range(HEIGHT_PX):
             for x in range(WIDTH_PX):
                 if labels_HW[y, x] == 0:
