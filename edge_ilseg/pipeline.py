@@ -121,25 +121,33 @@ def run_plan(
     if scores := metrics.get(plan.data.eval_split):
         log.score(scores.miou_old, scores.miou_new, scores.miou_all)
     log.close()
-    record = msgspec.structs.replace(
-        record,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        training=msgspec.structs.replace(plan.settings, iterations=run.iterations),
-        accelerator=run.accelerator,
-        training_seconds=run.seconds,
-        metrics=metrics,
-        parent_metrics=parent_metrics,
-    )
+    record = _with_run(record, run)
+    record = msgspec.structs.replace(record, metrics=metrics, parent_metrics=parent_metrics)
     record = write_step(folder, record, model, log=log.text(), statistics=statistics)
     keeper.remove()
     if unscored:
-        raise DataError(
-            f"step {plan.name} was trained and written, and could not be scored: {unscored.what}",
-            where=unscored.where,
-            found=unscored.found,
-            hint="mend the data, then: edge-ilseg evaluate",
-        ) from unscored
+        raise _unscored(plan, unscored) from unscored
     return record
+
+
+def _with_run(record: StepRecord, run: TrainingRun) -> StepRecord:
+    """The record with what is known once training has ended."""
+    return msgspec.structs.replace(
+        record,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        training=msgspec.structs.replace(record.training, iterations=run.iterations),
+        accelerator=run.accelerator,
+        training_seconds=run.seconds,
+    )
+
+
+def _unscored(plan: StepPlan, error: EdgeIlsegError) -> DataError:
+    return DataError(
+        f"step {plan.name} was trained and written, and could not be scored: {error.what}",
+        where=error.where,
+        found=error.found,
+        hint="mend the data, then: edge-ilseg evaluate",
+    )
 
 
 def _train(

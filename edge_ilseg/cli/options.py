@@ -92,8 +92,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 default="auto",
                 show_default=True,
                 metavar="CHOICE",
-                help="Memory format and threads: auto (measured at the start), usual, or such as channels_last:1. The "
-                "last bits of the weights depend on it.",
+                help="Memory format and threads: auto (measured at the start), usual, or such as channels_last:1.",
             ),
             click.option(
                 "--plan",

@@ -42,6 +42,19 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say on what, and in how many processes."""
+    devices = click.Choice(["auto", "cpu", "cuda", "mps"])
+    jobs = "Steps trained at the same time."
+    for option in (
+        click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help=jobs),
+        click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment."),
+        click.option("--accelerator", type=devices, default="auto", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group()
 def scenario() -> None:
     """Compare methods over whole scenarios: every step of every method, several seeds, and both bounds.
@@ -68,9 +81,7 @@ def scenario() -> None:
 @click.option("--eval-split", help="Split to score on.  [val]")
 @click.option("--option", "dataset_options", multiple=True, metavar="KEY=VALUE", help="An option of the data set.")
 @settings_options
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Steps trained at the same time.")
+@process_options
 @json_option
 def run(
     source: str,
@@ -170,9 +181,7 @@ def show(folder: Path, as_json: bool) -> None:
 @click.option("--batch-size", type=int, default=4, show_default=True, help="The paper's.")
 @click.option("--backbone", default="resnet101", show_default=True, help="The paper's; a smaller one to try.")
 @click.option("--size", default="321x321", show_default=True, metavar="WxH", help="The paper's crop.")
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Steps trained at the same time.")
+@process_options
 @json_option
 def reproduce(
     experiment: str,
