@@ -354,12 +354,13 @@ def _probe_scoring(plan: StepPlan, model: SegmentationModel) -> tuple[int, float
 
 
 def _step_bytes(plan: StepPlan, model: SegmentationModel) -> int:
-    """The weights as they will be written, the record, and the statistics where step 0 leaves some."""
+    """The weights as they will be written, the record, and the statistics where the step leaves some."""
     from safetensors.torch import save
 
     from edge_ilseg.analytic_step import statistics_size
 
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     ids = msgspec.json.format(msgspec.json.encode(plan.view.image_ids), indent=3)
-    statistics = statistics_size(plan, model) if plan.parent is None else 0
+    keeps_trunk = plan.method is None or plan.method.freeze == "all_but_head"
+    statistics = statistics_size(plan, model) if keeps_trunk else 0
     return len(weights) + len(ids) + RECORD_BYTES + statistics

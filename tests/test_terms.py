@@ -139,7 +139,7 @@ def test_adjusted_logits_carry_the_frequencies_of_the_classes_in_cross_entropy_a
 
 
 def test_fine_tuning_and_freezing_run_no_teacher() -> None:
-    assert [name for name, method in METHODS.items() if not needs_teacher(method)] == ["finetune", "freeze"]
+    assert [name for name, method in METHODS.items() if not needs_teacher(method)] == ["finetune", "freeze", "analytic"]
     assert needs_teacher(resolve_method("finetune", pseudo_labels="entropy"))
 
 
