@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_ilseg.allocator import keep_freed_memory
 from edge_ilseg.config import Geometry
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.images import resize_image, resize_mask
@@ -43,6 +44,8 @@ def predict_masks(
     spec = model.spec
     device = next(model.parameters()).device
     batched = geometry == "stretch" and device.type != "cpu"
+    if device.type == "cpu":
+        keep_freed_memory()
     source = iter(images)
     while batch := list(islice(source, GPU_BATCH if batched else 1)):
         if geometry == "stretch":

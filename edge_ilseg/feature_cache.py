@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from edge_ilseg.config import TrainConfig
@@ -269,8 +268,7 @@ def forward_cached(
     seen = None
     if teacher is not None and views.teacher_logits_NKHW is not None:
         size = (trunk.height_px, trunk.width_px)
-        logits_NKHW = F.interpolate(views.teacher_logits_NKHW, size=size, mode="bilinear", align_corners=False)
-        seen = SegmentationOutput(logits_NKHW, trunk.x_NCHW, (), trunk.stages)
+        seen = SegmentationOutput(views.teacher_logits_NKHW, trunk.x_NCHW, (), trunk.stages, *size)
     elif teacher is not None:
         with torch.no_grad():
             seen = teacher.tail(trunk)

@@ -37,10 +37,10 @@ def masked_mean(values_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
     In several processes the mean is over the pixels of all of them: each divides its own sum by the mean count, and
     the averaging of the gradients does the rest.
     """
-    return (values_NHW * mask_NHW).sum() / _mean_count(mask_NHW)
+    return (values_NHW * mask_NHW).sum() / mean_count(mask_NHW)
 
 
-def _mean_count(mask_NHW: Tensor) -> Tensor:
+def mean_count(mask_NHW: Tensor) -> Tensor:
     """What a sum over the mask is divided by for `masked_mean`."""
     count = mean_over_processes(mask_NHW.sum().float())
     return count.clamp(min=1 / process_count())
@@ -116,7 +116,7 @@ def kd_output(
     teacher_NKP = (teacher_NKHW * mask_NHW[:, None]).flatten(2)
     agreement: Tensor = torch.linalg.vecdot(teacher_NKP, log_student_NKHW.flatten(2)).sum()
     factor = temperature**2 / (1 if classes == "sum" else old_count)
-    return -agreement * factor / _mean_count(mask_NHW)
+    return -agreement * factor / mean_count(mask_NHW)
 
 
 def _over_temperature(logits_NCHW: Tensor, temperature: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from edge_ilseg import losses
 from edge_ilseg.errors import NotFiniteError
+from edge_ilseg.fused_loss import can_fuse, fused_terms
 from edge_ilseg.methods import Method
 from edge_ilseg.metrics import VOID
 from edge_ilseg.models.segmentation import SegmentationOutput
@@ -46,6 +48,16 @@ class LossInputs:
     method: Method
     facts: StepFacts
 
+    @cached_property
+    def student_logits_NCHW(self) -> Tensor:
+        """At the image's size."""
+        return self.student.logits_NCHW
+
+    @cached_property
+    def teacher_logits_NKHW(self) -> Tensor:
+        """At the image's size."""
+        return self.teacher.logits_NCHW
+
 
 def _similarity(x: LossInputs) -> Tensor:
     """L''''_D over the layer and with the pooling that the method names."""
@@ -53,7 +65,7 @@ def _similarity(x: LossInputs) -> Tensor:
     if method.similarity_layer == "features":
         layers = x.student.features_NCHW, x.teacher.features_NCHW
     elif method.similarity_layer == "logits":
-        layers = x.student.logits_NCHW[:, : x.facts.old_count], x.teacher.logits_NCHW
+        layers = x.student_logits_NCHW[:, : x.facts.old_count], x.teacher_logits_NKHW
     else:
         pairs = list(zip(x.student.branches, x.teacher.branches, strict=True))
         students = [student[:, : teacher.shape[1]] for student, teacher in pairs]
@@ -75,8 +87,8 @@ def _background(x: LossInputs) -> int:
 
 DISTILLATION_TERMS: dict[str, Callable[[LossInputs], Tensor]] = {
     "kd_output": lambda x: losses.kd_output(
-        x.student.logits_NCHW,
-        x.teacher.logits_NCHW,
+        x.student_logits_NCHW,
+        x.teacher_logits_NKHW,
         x.labels_NHW,
         softmax=x.method.kd_softmax,
         mask=x.method.kd_mask,
@@ -84,14 +96,14 @@ DISTILLATION_TERMS: dict[str, Callable[[LossInputs], Tensor]] = {
         temperature=x.method.kd_temperature,
     ),
     "kd_unbiased": lambda x: losses.kd_unbiased(
-        x.student.logits_NCHW, x.teacher.logits_NCHW, _background(x), alpha=x.method.kd_alpha
+        x.student_logits_NCHW, x.teacher_logits_NKHW, _background(x), alpha=x.method.kd_alpha
     ),
     "kd_feature": lambda x: losses.kd_feature(x.student.features_NCHW, x.teacher.features_NCHW),
     "kd_feature_plain": lambda x: losses.kd_feature_plain(x.student.features_NCHW, x.teacher.features_NCHW),
     "kd_dilation": lambda x: losses.kd_dilation(x.student.branches, x.teacher.branches),
     "kd_similarity": _similarity,
     "local_pod": lambda x: losses.local_pod(
-        x.student.stages, x.teacher.stages, x.student.logits_NCHW, x.teacher.logits_NCHW, x.facts.background
+        x.student.stages, x.teacher.stages, x.student_logits_NCHW, x.teacher_logits_NKHW, x.facts.background
     ),
 }
 
@@ -101,10 +113,46 @@ def needs_teacher(method: Method) -> bool:
     return any(method.losses.values()) or method.pseudo_labels != "none"
 
 
-def distillation_terms(inputs: LossInputs) -> dict[str, Tensor]:
-    """Each weighted term lambda * L_D, by name; the weights were checked when the method was resolved."""
-    weights = inputs.method.losses.items()
-    return {name: weight * DISTILLATION_TERMS[name](inputs) for name, weight in weights if weight}
+def loss_terms(
+    output: SegmentationOutput,
+    seen: SegmentationOutput | None,
+    labels_NHW: Tensor,
+    method: Method | None,
+    facts: StepFacts | None,
+) -> dict[str, Tensor]:
+    """Cross-entropy and the method's weighted distillation terms, from what the student and the teacher gave."""
+    if method is None or facts is None:
+        if can_fuse(output, None):
+            return {"cross_entropy": fused_terms(output, labels_NHW).cross_entropy}
+        return {"cross_entropy": losses.cross_entropy(output.logits_NCHW, labels_NHW)}
+    x = None if seen is None else LossInputs(output, seen, labels_NHW, method, facts)
+    known: dict[str, Tensor] = {}
+    if can_fuse(output, method):
+        teacher = seen if method.losses.get("kd_output") else None
+        in_mean = method.kd_classes == "mean"
+        first, known["kd_output"] = fused_terms(
+            output, labels_NHW, teacher, mask=method.kd_mask, mean_over_classes=in_mean
+        )
+    else:
+        logits_NCHW = output.logits_NCHW if x is None else x.student_logits_NCHW
+        teacher_logits_NKHW = x.teacher_logits_NKHW if x is not None and method.pseudo_labels != "none" else None
+        first = classification_term(logits_NCHW, labels_NHW, method, facts, teacher_logits_NKHW)
+    return {"cross_entropy": first} | ({} if x is None else distillation_terms(x, known))
+
+
+def distillation_terms(inputs: LossInputs, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Each weighted term lambda * L_D, by name; the weights were checked when the method was resolved.
+
+    Args:
+        inputs: of the batch.
+        known: terms that have been computed already, not weighted.
+    """
+    known = known or {}
+    return {
+        name: weight * (known[name] if name in known else DISTILLATION_TERMS[name](inputs))
+        for name, weight in inputs.method.losses.items()
+        if weight
+    }
 
 
 def classification_term(

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.feature_cache import CachedViews, forward_cached
-from edge_ilseg.losses import cross_entropy
 from edge_ilseg.methods import Method
 from edge_ilseg.models.normalization import normalize
-from edge_ilseg.models.segmentation import SegmentationModel, SegmentationOutput
+from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import ProgressCallback
 from edge_ilseg.schedule import (
     CHECK_EVERY,
@@ -36,14 +35,7 @@ from edge_ilseg.schedule import (
     iterations_that_fit,
     scheduled_rate,
 )
-from edge_ilseg.terms import (
-    LossInputs,
-    StepFacts,
-    check_finite,
-    classification_term,
-    copy_values,
-    distillation_terms,
-)
+from edge_ilseg.terms import StepFacts, check_finite, copy_values, loss_terms
 from edge_ilseg.training_log import TrainingLog
 from edge_ilseg.training_state import (
     StateKeeper,
@@ -184,20 +176,3 @@ def fit_schedule(loop: Loop, loader: Iterable[tuple[Tensor, Tensor]], seconds: f
     pace = mean(took[WARM_UP_ITERATIONS:] or took[-1:])
     left = seconds - (time.perf_counter() - started)
     return Schedule(loop.fabric.broadcast(iterations_that_fit(left, pace, whole.iterations)))
-
-
-def loss_terms(
-    output: SegmentationOutput,
-    seen: SegmentationOutput | None,
-    labels_NHW: Tensor,
-    method: Method | None,
-    facts: StepFacts | None,
-) -> dict[str, Tensor]:
-    """Cross-entropy and the method's weighted distillation terms, from what the student and the teacher gave."""
-    if method is None or facts is None:
-        return {"cross_entropy": cross_entropy(output.logits_NCHW, labels_NHW)}
-    teacher_logits_NKHW = None if seen is None else seen.logits_NCHW
-    terms = {"cross_entropy": classification_term(output.logits_NCHW, labels_NHW, method, facts, teacher_logits_NKHW)}
-    if seen is not None:
-        terms |= distillation_terms(LossInputs(output, seen, labels_NHW, method, facts))
-    return terms

@@ -40,7 +40,8 @@ def output(channels: int, seed: int) -> SegmentationOutput:
     features = torch.randn(2, 5, 2, 3, generator=generator)
     branches = tuple(torch.randn(2, 4, 2, 3, generator=generator) for _ in range(3))
     stages = (torch.randn(2, 3, 4, 6, generator=generator), features)
-    return SegmentationOutput(torch.randn(2, channels, 2, 3, generator=generator), features, branches, stages)
+    coarse = torch.randn(2, channels, 2, 3, generator=generator)
+    return SegmentationOutput(coarse, features, branches, stages, 2, 3)
 
 
 def inputs(method: Method, background: int | None = 0) -> LossInputs:
@@ -55,7 +56,7 @@ def test_the_registry_and_the_methods_know_the_same_terms() -> None:
 def test_every_method_gives_its_terms_with_a_gradient(name: str) -> None:
     method = METHODS[name]
     student = output(4, 1)
-    for tensor in (student.logits_NCHW, *student.branches, *student.stages):
+    for tensor in (student.coarse_NCHW, *student.branches, *student.stages):
         tensor.requires_grad_(True)
     x = LossInputs(student, output(OLD, 2), LABELS, method, StepFacts(OLD, 0, torch.full((OLD,), 0.9)))
     terms = distillation_terms(x)
@@ -64,7 +65,7 @@ def test_every_method_gives_its_terms_with_a_gradient(name: str) -> None:
     total = total + sum(terms.values())
     total.backward()
     assert torch.isfinite(total)
-    assert student.logits_NCHW.grad is not None
+    assert student.coarse_NCHW.grad is not None
     reached = {"features": student.features_NCHW, "branches": student.branches[0], "stages": student.stages[0]}
     expected = {layer for term in terms for layer in REACHED.get(term, ())}
     assert {layer for layer, tensor in reached.items() if tensor.grad is not None} == expected

@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple, Self
 
 import msgspec
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edge_ilseg.errors import ConfigError
 from edge_ilseg.models.deeplab import DecoderBody, DeepLabV2, DeepLabV3
@@ -55,14 +54,22 @@ HEADS: dict[Head, Callable[[ModelSpec, int, Sequence[int], int], Decoder]] = {
 class SegmentationOutput(NamedTuple):
     """What one forward pass gives. A tuple, so that wrappers for precision and several processes can walk it."""
 
-    logits_NCHW: Tensor
-    """N x K x H x W at the image's size, float."""
+    coarse_NCHW: Tensor
+    """Logits at the features' size, float, N x K x h x w."""
     features_NCHW: Tensor
     """The encoder's output."""
     branches: tuple[Tensor, ...]
     """Outputs of the ASPP branches before they are merged; per-class logits with DeepLab v2."""
     stages: tuple[Tensor, ...]
     """Outputs of the encoder's stages, the last of them the features; the features alone where they were given."""
+    height_px: int
+    width_px: int
+    """Of the image."""
+
+    @property
+    def logits_NCHW(self) -> Tensor:
+        """Logits, float, N x K x H x W, enlarged to the image's size anew each time that one asks for them."""
+        return enlarge(self.coarse_NCHW, self.height_px, self.width_px)
 
 
 class TrunkOutput(NamedTuple):
@@ -131,13 +138,9 @@ class SegmentationModel(nn.Module):
         stages: tuple[Tensor, ...] | None = None,
         body: DecoderBody | None = None,
     ) -> SegmentationOutput:
-        """Features to logits, bilinearly enlarged to `height_px` x `width_px` (pixel centres, not corners, aligned)."""
-        logits_NCHW, branches = self.decoder.classify(body) if body else self.decoder(features_NCHW)
-        if self.training:
-            logits_NCHW = enlarge(logits_NCHW, height_px, width_px)
-        else:
-            logits_NCHW = F.interpolate(logits_NCHW, size=(height_px, width_px), mode="bilinear", align_corners=False)
-        return SegmentationOutput(logits_NCHW, features_NCHW, branches, stages or (features_NCHW,))
+        """Features to logits, for an image of `height_px` x `width_px`."""
+        coarse_NCHW, branches = self.decoder.classify(body) if body else self.decoder(features_NCHW)
+        return SegmentationOutput(coarse_NCHW, features_NCHW, branches, stages or (features_NCHW,), height_px, width_px)
 
     def forward(self, images_NCHW: Tensor) -> SegmentationOutput:
         """Normalised images, float, N x 3 x H x W of any size, to logits of that size."""
@@ -244,9 +247,14 @@ def build_model(spec: ModelSpec, class_counts: Sequence[int]) -> SegmentationMod
             where="skip_classifier",
             found=f"true with {spec.head}",
             expected="deeplab_v3: the branches of deeplab_v2 read the encoder's features already",
+            hint="set skip_classifier = false, or take the head deeplab_v3",
         )
     if not class_counts or min(class_counts) < 1:
-        raise ConfigError("every step needs at least one class", found=list(class_counts))
+        raise ConfigError(
+            "every step needs at least one class",
+            found=list(class_counts),
+            hint="name at least one class for each step",
+        )
     encoder = BACKBONES[spec.backbone](spec.output_stride)
     reserved = max(spec.preallocated_classes - sum(class_counts[1:]), 0)
     return SegmentationModel(spec, encoder, HEADS[spec.head](spec, encoder.out_channels, class_counts, reserved))
