@@ -4,12 +4,14 @@
 2. A process keeps the data set that it has decoded from step to step, and has its share of the processor's threads.
 3. The first error ends the run: no new step starts, those under way end whole, and what is finished stays. A process
    that was killed is an error, too.
+4. Where the run itself is killed its processes end at once: two runs of one folder must not write the same step.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -93,9 +95,18 @@ def _enter(data: DataConfig, accelerator: str, workers: int, jobs: int, shares: 
     """Prepare a process of the pool."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
     _Process.dataset = DecodedDataset(open_data(data), DECODED_BYTES // jobs)
     _Process.accelerator, _Process.workers, _Process.shares = accelerator, workers, shares
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this one is gone, and end (rule 4)."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(number: int, task: Task) -> None:

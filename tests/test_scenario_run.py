@@ -318,3 +318,43 @@ def test_a_chain_that_diverges_in_another_process_is_left_out_and_the_others_go_
     run_scenario(folder, plan, ("finetune", "freeze"), (0,), joint=False, accelerator="cpu", jobs=2)
     assert "the loss is not finite" in (folder / "seed-0" / "failed" / "01-finetune.txt").read_text()
     assert not (folder / "seed-0" / "steps" / "02-finetune").exists()
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def processor_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of a process's children")
+def test_processes_end_with_the_run_that_started_them(tmp_path: Path) -> None:
+    """Left behind they would go on to write steps beside those of the run that follows."""
+    long = msgspec.structs.replace(CONFIG.train, iterations=10**6)
+    folder = tmp_path / "run"
+    fix_plan(folder, make_plan(config=msgspec.structs.replace(CONFIG, train=long)))
+    code = (
+        "import sys; from pathlib import Path; from edge_ilseg.scenario_run import read_plan, run_scenario\n"
+        "if __name__ == '__main__':\n"
+        "    folder = Path(sys.argv[1])\n"
+        "    run_scenario(folder, read_plan(folder), ('finetune',), (0, 1), accelerator='cpu', jobs=2)"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    deadline = time.monotonic() + 240
+    with subprocess.Popen([sys.executable, script, str(folder)]) as process:
+        try:
+            left: list[int] = []  # those that have computed for longer than it takes to start
+            while len(left) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+                left = [pid for pid in children(process.pid) if processor_seconds(pid) > 4]
+        finally:
+            process.kill()
+    assert len(left) >= 2
+    while any(Path(f"/proc/{pid}").is_dir() for pid in left) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in left if Path(f"/proc/{pid}").is_dir()]
