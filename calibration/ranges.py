@@ -24,6 +24,7 @@ from edge_ilseg.records import parse_versioned
 FORMAT = "edge-ilseg-ranges"
 FORMAT_VERSION = 2
 MAX_RANGES_BYTES = 16 << 20
+CALIBRATE_AGAIN = "restore the file from a copy, or calibrate again with this version"
 
 Origin = Literal["measured", "carried", "merged"]
 
@@ -69,7 +70,7 @@ def check_ranges(ranges: Ranges, *, where: object = None) -> None:
         ExportError: a range is not finite or upside down, or there is none; the error names the tensor.
     """
     if not ranges.tensors:
-        raise ExportError("the ranges name no tensor", where=where)
+        raise ExportError("the ranges name no tensor", where=where, hint=CALIBRATE_AGAIN)
     for name, tensor in ranges.tensors.items():
         check_range(name, tensor.lowest, tensor.highest, where=where)
 
@@ -115,9 +116,9 @@ def read_ranges(path: Path) -> Ranges:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise BundleError("the ranges are missing", where=path) from error
+        raise BundleError("the ranges are missing", where=path, hint=CALIBRATE_AGAIN) from error
     if len(data) > MAX_RANGES_BYTES:
-        raise BundleError("the ranges are too large", where=path, found=f"{len(data)} bytes")
+        raise BundleError("the ranges are too large", where=path, found=f"{len(data)} bytes", hint=CALIBRATE_AGAIN)
     ranges = parse_versioned(
         data,
         Ranges,
@@ -126,7 +127,7 @@ def read_ranges(path: Path) -> Ranges:
         error=BundleError,
         what="the file of ranges",
         where=path,
-        hint="restore the file from a copy, or calibrate again with this version",
+        hint=CALIBRATE_AGAIN,
     )
     check_ranges(ranges, where=path)
     for name, tensor in ranges.tensors.items():

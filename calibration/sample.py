@@ -46,7 +46,9 @@ def choose_images(
         ExportError: `count` is below 1, there is no image, or a new class is in none.
     """
     if count < 1:
-        raise ExportError("calibration needs at least one image", found=f"{count} images asked for")
+        raise ExportError(
+            "calibration needs at least one image", found=f"{count} images asked for", hint="raise --calibration-images"
+        )
     if not presence:
         raise ExportError("there is no image to calibrate on", hint="export with --precision fp32, or add images")
     showing = {name: sorted(key for key, names in presence.items() if name in names) for name in new_classes}

@@ -51,7 +51,12 @@ def find_images(folder: Path) -> tuple[str, ...]:
     )
     if not names:
         endings = ", ".join(IMAGE_SUFFIXES)
-        raise DataError("the folder holds no image", where=folder, expected=f"files that end in {endings}")
+        raise DataError(
+            "the folder holds no image",
+            where=folder,
+            expected=f"files that end in {endings}",
+            hint="give a folder that holds images (--images)",
+        )
     return tuple(names)
 
 

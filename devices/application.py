@@ -35,8 +35,8 @@ from edge_ilseg.devices.update.disk import RealDisk
 from edge_ilseg.devices.update.frame_counts import FrameCounts, Origin
 from edge_ilseg.devices.update.heartbeat import read_heartbeat, short_error, write_heartbeat
 from edge_ilseg.devices.update.lifecycle import Start
-from edge_ilseg.devices.update.slots import CURRENT, bundle_path, is_whole, slot_path
-from edge_ilseg.devices.update.state import Installed, read_copies
+from edge_ilseg.devices.update.slots import CURRENT, FETCH_AGAIN, bundle_path, is_whole, slot_path
+from edge_ilseg.devices.update.state import SET_UP, Installed, read_copies
 from edge_ilseg.errors import BundleError, EdgeIlsegError, UpdateError
 
 WRITE_EVERY_S = 1.0
@@ -203,7 +203,7 @@ class Application:
                 self._counts = FrameCounts(origin, read_heartbeat(self._root))
             self._must_load = False
             return self._hand_out(changed=True)
-        raise UpdateError("no model on this device can be loaded", where=self._root)
+        raise UpdateError("no model on this device can be loaded", where=self._root, hint=FETCH_AGAIN)
 
     def _choose(self) -> Start:
         """The model that is to be loaded, its start counted (rules 1, 2, 3 and 6)."""
@@ -222,11 +222,15 @@ class Application:
         """The best permanent model that is whole, and could be loaded so far."""
         state = read_copies(self._disk).state
         if state is None:
-            raise UpdateError("this folder is no device's, or its state is lost", where=self._root)
+            raise UpdateError(
+                "this folder is no device's, or its state is lost",
+                where=self._root,
+                hint=f"edge-ilseg device run mends it from the slots; {SET_UP}",
+            )
         for item in decisions.order_without_counting(state):
             if item.content_id not in self._unusable and is_whole(self._disk, item.content_id, bundle_only=True):
                 return _permanent(item, note)
-        raise UpdateError("there is no whole model on this device", where=self._root)
+        raise UpdateError("there is no whole model on this device", where=self._root, hint=FETCH_AGAIN)
 
     def _look_where_it_points(self, before: str | None, start: Start) -> None:
         """Remember what `current` says, so that the next change is seen (rule 1).

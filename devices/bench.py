@@ -192,7 +192,12 @@ class _Child:
             )
         except OSError as error:
             self._errors.close()
-            raise EdgeIlsegError("a process for a model cannot be made", where=label, found=error.strerror) from error
+            raise EdgeIlsegError(
+                "a process for a model cannot be made",
+                where=label,
+                found=error.strerror,
+                hint="end other programs, and run the same command again",
+            ) from error
 
     def __enter__(self) -> _Child:
         return self
@@ -227,7 +232,9 @@ class _Child:
             raise self._ended()
         answer = msgspec.json.decode(line, type=Answer)
         if isinstance(answer, Failed):
-            raise EdgeIlsegError(answer.reason)
+            raise EdgeIlsegError(
+                answer.what, where=answer.where, found=answer.found, expected=answer.expected, hint=answer.hint
+            )
         assert isinstance(answer, kind)
         return answer
 

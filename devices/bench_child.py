@@ -72,13 +72,25 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 
 
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """An `EdgeIlsegError`, in one line."""
+    """An `EdgeIlsegError`, its parts as text."""
 
-    reason: str
+    what: str
+    where: str | None
+    found: str | None
+    expected: str | None
+    hint: str | None
 
 
 Request = Load | Measure
 Answer = Loaded | Measured | Failed
+
+
+def failed(error: EdgeIlsegError) -> Failed:
+    """An error as an answer."""
+    where, found, expected = (
+        None if part is None else str(part) for part in (error.where, error.found, error.expected)
+    )
+    return Failed(error.what, where, found, expected, error.hint)
 
 
 def main() -> None:
@@ -98,7 +110,7 @@ def main() -> None:
                 else:
                     answer = Measured(measure(*model, request), read_peak_rss_mib())
             except EdgeIlsegError as error:
-                answer = Failed(error.one_line())
+                answer = failed(error)
             answers.write(msgspec.json.encode(answer) + b"\n")
             answers.flush()
 

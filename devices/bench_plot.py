@@ -76,7 +76,11 @@ def draw_bench_plot(report: BenchReport) -> Image.Image:
     """
     highest_ms = max((_highest_ms(model) for model in report.models), default=0.0)
     if highest_ms <= 0:
-        raise ReportError("there is no latency to draw", found="no model that could be measured")
+        raise ReportError(
+            "there is no latency to draw",
+            found="no model that could be measured",
+            hint="see why each model failed: the field error in the report",
+        )
     title, text, small = load_style(34), load_style(24), load_style(20)
     rows = _rows(report, text)
     label_px = max(text_width_px(row.label, text) for row in rows)

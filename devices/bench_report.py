@@ -25,6 +25,7 @@ from edge_ilseg.records import parse_versioned
 
 FORMAT = "edge-ilseg-bench-report"
 FORMAT_VERSION = 1
+MEASURE_AGAIN = "measure again: edge-ilseg bench BUNDLE --out FILE.json"
 
 S = TypeVar("S")
 
@@ -189,7 +190,7 @@ def parse_bench(data: bytes, *, where: object = None) -> BenchReport:
         error=ReportError,
         what="the benchmark report",
         where=where,
-        hint="measure again: edge-ilseg bench BUNDLE --out FILE.json",
+        hint=MEASURE_AGAIN,
     )
     for model in report.models:
         expected = None if model.error is not None else _summary_of(model, where)
@@ -199,10 +200,14 @@ def parse_bench(data: bytes, *, where: object = None) -> BenchReport:
                 where=where,
                 found=f"{model.label}: {model.summary}",
                 expected=expected,
+                hint=MEASURE_AGAIN,
             )
     if report.exit_code != exit_code_of(report.models):
         raise ReportError(
-            "the exit code of the benchmark is not that of its models", where=where, found=report.exit_code
+            "the exit code of the benchmark is not that of its models",
+            where=where,
+            found=report.exit_code,
+            hint=MEASURE_AGAIN,
         )
     return report
 
@@ -212,7 +217,10 @@ def _summary_of(model: ModelBench, where: object) -> Summary:
         return summarize(model.starts, model.rounds)
     except (ValueError, IndexError, ArithmeticError) as error:  # no sample, or a while of no length
         raise ReportError(
-            "a model of the benchmark has no usable samples", where=where, found=f"{model.label}: {error}"
+            "a model of the benchmark has no usable samples",
+            where=where,
+            found=f"{model.label}: {error}",
+            hint=MEASURE_AGAIN,
         ) from error
 
 

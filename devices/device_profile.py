@@ -19,7 +19,7 @@ from msgspec import Meta
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import INT8_FLAGS, DeviceFacts
 from edge_ilseg.devices.limits import Limits
-from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.errors import ConfigError, choice_hint
 
 PROFILES = Path(__file__).parent / "profiles"
 DOT_PRODUCT_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
@@ -72,19 +72,26 @@ def read_profile(name: str) -> DeviceProfile:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError("the device profile is no UTF-8 text", where=path, found=str(error)) from error
+        raise ConfigError(
+            "the device profile is no UTF-8 text", where=path, found=str(error), hint="save it as UTF-8"
+        ) from error
     except OSError as error:
         known = profile_names()
         raise ConfigError(
             "there is no such device profile",
             found=repr(name),
             expected=f"{', '.join(known)}, or a file that ends in .toml",
-            hint=did_you_mean(name, known),
+            hint=choice_hint(name, known),
         ) from error
     try:
         profile = msgspec.convert(tomllib.loads(text), DeviceProfile)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError("the device profile cannot be used", where=path, found=str(error)) from error
+        raise ConfigError(
+            "the device profile cannot be used",
+            where=path,
+            found=str(error),
+            hint="correct this field, and check it: edge-ilseg device facts --profile FILE",
+        ) from error
     unknown = [flag for flag in profile.int8_flags if flag not in INT8_FLAGS]
     if unknown:
         raise ConfigError(
@@ -92,7 +99,7 @@ def read_profile(name: str) -> DeviceProfile:
             where=path,
             found=repr(unknown[0]),
             expected=", ".join(INT8_FLAGS),
-            hint=did_you_mean(unknown[0], INT8_FLAGS),
+            hint=choice_hint(unknown[0], INT8_FLAGS),
         )
     return profile
 

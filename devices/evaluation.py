@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest
 from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.data.masks import SAME_SIZE_HINT
 from edge_ilseg.devices.bootstrap import PairedCounts
 from edge_ilseg.devices.runtime import Session
 from edge_ilseg.devices.stream import stream
@@ -76,8 +77,8 @@ def evaluate_session(
             bad_images.append((item.image_id, item.error.one_line()))
         elif item.mask_HW is not None and item.extra is not None:
             check_channels(item.mask_HW, class_count)
-            labels_HW = lookup[item.extra]
-            confusion = confusion_matrix(labels_HW, resize_mask(item.mask_HW, *labels_HW.shape), class_count)
+            mask_HW = resize_mask(item.mask_HW, *item.extra.shape)
+            confusion = confusion_matrix(item.extra, mask_HW, class_count, lookup)
             found.confusion[:] += confusion
             found.old_counts.append(count_old(confusion, manifest.old_count))
             found.latencies_ms.append(item.latency_ms)
@@ -127,5 +128,6 @@ def _read(dataset: Dataset, image_id: str) -> tuple[NDArray[np.uint8], NDArray[n
             "the mask has another size than the image",
             found=f"mask {labels_HW.shape[1]} x {labels_HW.shape[0]} px",
             expected=f"{image_HWC.shape[1]} x {image_HWC.shape[0]} px (width x height)",
+            hint=SAME_SIZE_HINT,
         )
     return image_HWC, labels_HW

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ilseg.bundle import Manifest, ModelEntry, Precision, Runtime
+from edge_ilseg.bundle import COPY_AGAIN, Manifest, ModelEntry, Precision, Runtime
 from edge_ilseg.devices.evaluation import check_channels
 from edge_ilseg.devices.runtime import Hint, Session, check_fit, installed_runtimes, load_session
 from edge_ilseg.devices.verify_report import BundleFacts, ModelFacts
@@ -106,7 +106,7 @@ def read_golden(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         items: NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise BundleError("a golden file cannot be read", where=path, found=str(error)) from error
+        raise BundleError("a golden file cannot be read", where=path, found=str(error), hint=COPY_AGAIN) from error
     if items.dtype != np.uint8 or items.shape[1:] != item_shape:
         raise BundleError(
             "a golden file is not what the manifest declares",

@@ -41,7 +41,10 @@ def measure_peak_rss_mib(folder: Path, runtime: Runtime, precision: Precision, t
         )
     except subprocess.TimeoutExpired as error:
         raise BundleError(
-            "the model did not run in time in a process of its own", where=folder, found=f"more than {TIMEOUT_S} s"
+            "the model did not run in time in a process of its own",
+            where=folder,
+            found=f"more than {TIMEOUT_S} s",
+            hint="run the same command again while nothing else runs here",
         ) from error
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

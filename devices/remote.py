@@ -27,6 +27,7 @@ from edge_ilseg.errors import EXIT_ARTEFACT, EdgeIlsegError
 from edge_ilseg.progress import ProgressCallback, no_progress
 
 STAGES = ("looking at the device", "copying", "verifying")
+RUN_THERE = "run edge-ilseg verify on the device itself, and see what it says"
 
 
 class RemoteSettings(NamedTuple):
@@ -187,6 +188,7 @@ def run_there(
             "the verification ended on the device without a report",
             where=connection.device,
             found=f"exit code {done.exit_code}: {messages}",
+            hint=RUN_THERE,
         )
     return parse_report(_localized(done, job, connection.device), where=connection.device)
 
@@ -239,6 +241,7 @@ def _localized(done: _Run, job: Job, device: Device) -> bytes:
             "the report of the device is no JSON",
             where=device,
             found=f"{error}; exit code {done.exit_code}; {last_line(done.messages)}",
+            hint=RUN_THERE,
         ) from error
 
 

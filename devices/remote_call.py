@@ -20,7 +20,7 @@ import msgspec
 from edge_ilseg.devices import remote_store
 from edge_ilseg.devices.remote_files import SentFile
 from edge_ilseg.devices.ssh import Connection, Device, RemoteError, Reply, last_line, plain, shell_word
-from edge_ilseg.errors import DataError
+from edge_ilseg.errors import ACCESS_HINT, DataError
 from edge_ilseg.progress import ProgressCallback
 
 LEAST_PYTHON = (3, 11)
@@ -32,6 +32,7 @@ BOOTSTRAP = (
 )
 """Runs in any Python (rule 2). One line without `!` and `'`, so that any shell can quote it."""
 RUN_AGAIN = "run the same command again"
+SAME_VERSION = "use the same version of edge-ilseg here and on the device"
 
 T = TypeVar("T")
 
@@ -91,12 +92,14 @@ def call(
         if failure is None:
             return msgspec.json.decode(line, type=answer)
     except msgspec.DecodeError as error:
-        raise RemoteError("the answer of the device cannot be read", where=connection.device, found=error) from error
+        raise RemoteError(
+            "the answer of the device cannot be read", where=connection.device, found=error, hint=SAME_VERSION
+        ) from error
     raise RemoteError(
         plain(failure.what),
         where=f"{connection.device}{f', {plain(failure.where)}' if failure.where else ''}",
         found=None if failure.found is None else plain(failure.found),
-        hint=failure.hint and plain(failure.hint),
+        hint=plain(failure.hint or SAME_VERSION),
     )
 
 
@@ -151,7 +154,9 @@ def send_files(files: Sequence[SentFile], stdin: IO[bytes], progress: ProgressCa
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise DataError("a file cannot be read", where=file.path, found=error.strerror or str(error)) from error
+            raise DataError(
+                "a file cannot be read", where=file.path, found=error.strerror or str(error), hint=ACCESS_HINT
+            ) from error
         if left:
             raise DataError("a file became shorter while it was copied", where=file.path, hint=RUN_AGAIN)
         stdin.write(bytes(-file.size_bytes % tarfile.BLOCKSIZE))

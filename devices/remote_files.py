@@ -14,14 +14,14 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from edge_ilseg.bundle import read_manifest
+from edge_ilseg.bundle import COPY_AGAIN, read_manifest
 from edge_ilseg.data.class_list import LIST_NAMES
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.folder import IMAGE_FOLDERS, LIST_FOLDERS, MASK_FOLDERS, ROOT_LISTS
 from edge_ilseg.data.msrc import SPLITS
 from edge_ilseg.data.voc import LAYOUTS
 from edge_ilseg.devices.verification import spread
-from edge_ilseg.errors import BundleError, DataError
+from edge_ilseg.errors import ACCESS_HINT, BundleError, DataError
 from edge_ilseg.files import sha256_file
 from edge_ilseg.images import IMAGE_SUFFIXES
 from edge_ilseg.progress import ProgressCallback, no_progress
@@ -89,7 +89,7 @@ def bundle_files(folder: Path, name: str) -> FilesNeeded:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BundleError("a bundle holds plain files, and this is a link or a device", where=path)
+            raise BundleError("a bundle holds plain files, and this is a link or a device", where=path, hint=COPY_AGAIN)
         if path.is_file():
             found.append((path, f"{name}/{path.relative_to(folder).as_posix()}"))
     return FilesNeeded(tuple(found), (name,))
@@ -141,7 +141,9 @@ def hash_files(needed: Iterable[FilesNeeded], progress: ProgressCallback = no_pr
         try:
             sent.append(SentFile(path, name, sha256_file(path), path.stat().st_size))
         except OSError as error:
-            raise DataError("a file cannot be read", where=path, found=error.strerror or str(error)) from error
+            raise DataError(
+                "a file cannot be read", where=path, found=error.strerror or str(error), hint=ACCESS_HINT
+            ) from error
         progress("hashing files", number / len(files))
     return tuple(sent)
 

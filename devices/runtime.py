@@ -108,8 +108,8 @@ class Session:
             BundleError: the model has no `logits` output, or the runtime could not run it.
         """
         if "logits" not in self._output_names:
-            found = ", ".join(self._output_names)
-            raise BundleError("the model has no logits output", where=self._path, found=found)
+            found, hint = ", ".join(self._output_names), "export the bundle again with --logits"
+            raise BundleError("the model has no logits output", where=self._path, found=found, hint=hint)
         logits_CHW: NDArray[np.float32] = self._run(self._batch(image_HWC), "logits")[0]
         return logits_CHW
 
@@ -278,7 +278,7 @@ def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool, hint:
         try:
             result: NDArray[Any] = session.run([output], {INPUT_NAME: image_NHWC})[0]
         except failures as error:
-            raise _failed(path, "onnxruntime", error) from error
+            raise _refused(path, "onnxruntime", error, what="could not run the model") from error
         return result
 
     return Opened(
@@ -321,7 +321,7 @@ def _open_in_openvino(path: Path, threads: int | None, simulated: bool, hint: Hi
             request.infer({INPUT_NAME: image_NHWC}, share_inputs=True, share_outputs=True)
             result: NDArray[Any] = request.get_tensor(output).data.copy()  # the next run overwrites the tensor
         except RuntimeError as error:
-            raise _failed(path, "openvino", error) from error
+            raise _refused(path, "openvino", error, what="could not run the model") from error
         finally:
             requests.put(request)
         return result
@@ -342,17 +342,13 @@ RUNTIMES: dict[Runtime, Callable[[Path, int | None, bool, Hint], Opened]] = {
 }
 
 
-def _refused(path: Path, runtime: str, error: Exception) -> BundleError:
+def _refused(path: Path, runtime: str, error: Exception, *, what: str = "refuses the model file") -> BundleError:
     return BundleError(
-        f"{runtime} refuses the model file",
+        f"{runtime} {what}",
         where=path,
         found=" ".join(str(error).split())[:300],
         hint="copy or export the bundle again; a file that is whole may need a newer runtime",
     )
-
-
-def _failed(path: Path, runtime: str, error: Exception) -> BundleError:
-    return BundleError(f"{runtime} could not run the model", where=path, found=" ".join(str(error).split())[:300])
 
 
 def _onnxruntime_errors() -> tuple[type[Exception], ...]:

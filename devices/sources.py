@@ -94,6 +94,7 @@ def _find_files(arguments: Sequence[str], leave_out: Sequence[Path]) -> tuple[di
                 where=argument,
                 expected=f"a file, a folder with files that end in {', '.join(SUFFIXES)}, or a pattern; "
                 "what lies where the results go is left out",
+                hint="correct the path, or choose another folder for the results: --out",
             )
     return found, Path(os.path.commonpath(roots))
 
@@ -182,7 +183,11 @@ class _MovingImage:
 
     def close(self) -> None:
         with self._lock:
-            self._broken = DataError("a file was closed before all its frames were read", where=shown_path(self._path))
+            self._broken = DataError(
+                "a file was closed before all its frames were read",
+                where=shown_path(self._path),
+                hint="run the same command again",
+            )
             self._close()
 
     def _close(self) -> None:

@@ -130,7 +130,11 @@ def parse_device(text: str) -> Device:
         if is_host and (user is None or NAME.fullmatch(user)) and (port is None or 0 < int(port) < 65536):
             return Device(user, host, int(port) if port else None)
     raise ConfigError(
-        "the address of a device cannot be read", where="--on", found=repr(text), expected="ssh://[USER@]HOST[:PORT]"
+        "the address of a device cannot be read",
+        where="--on",
+        found=repr(text),
+        expected="ssh://[USER@]HOST[:PORT]",
+        hint="write it as ssh://pi@camera-1",
     )
 
 
@@ -143,10 +147,16 @@ def parse_ssh_option(text: str) -> str:
     key, separator, value = text.partition("=")
     if not separator or not re.fullmatch(r"[A-Za-z0-9]+", key) or not value.strip() or CONTROL.search(value):
         raise ConfigError(
-            "the option for ssh cannot be read", where="--ssh-option", found=repr(text), expected="KEY=VALUE"
+            "the option for ssh cannot be read",
+            where="--ssh-option",
+            found=repr(text),
+            expected="KEY=VALUE",
+            hint="write it as --ssh-option ProxyJump=gate",
         )
     if key.lower() in OWN_OPTIONS:
-        raise ConfigError("this option of ssh is set by edge-ilseg itself", where="--ssh-option", found=key)
+        raise ConfigError(
+            "this option of ssh is set by edge-ilseg itself", where="--ssh-option", found=key, hint="leave it out"
+        )
     return text
 
 
@@ -162,6 +172,7 @@ def check_remote_path(text: str, where: str) -> str:
             where=where,
             found=repr(text),
             expected="a path that does not begin with - and holds no control characters",
+            hint=f"give a plain path: {where} PATH",
         )
     return text
 
@@ -339,7 +350,9 @@ def connection_error(device: Device, messages: str) -> EdgeIlsegError:
             found = f"a key with the fingerprint {key[0]}" if key else last_line(messages)
             return RemoteError(what, where=device, found=found, hint=hint.format(device=device, known=device.known_as))
     if "command-line" in messages:
-        return ConfigError("ssh refuses an option", where="--ssh-option", found=last_line(messages))
+        return ConfigError(
+            "ssh refuses an option", where="--ssh-option", found=last_line(messages), hint="correct it, or leave it out"
+        )
     return RemoteError(
         "the device cannot be logged in to",
         where=device,

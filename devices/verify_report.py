@@ -31,6 +31,7 @@ from edge_ilseg.records import parse_versioned
 
 REPORT_FORMAT = "edge-ilseg-verify-report"
 REPORT_FORMAT_VERSION = 2
+VERIFY_AGAIN = "verify the bundle again and keep what --json prints"
 
 CheckName = Literal[
     "integrity",
@@ -211,12 +212,16 @@ def parse_report(data: bytes, *, where: object = None) -> VerifyReport:
         error=ReportError,
         what="the report",
         where=where,
-        hint="verify the bundle again and keep what --json prints",
+        hint=VERIFY_AGAIN,
     )
     names = tuple(check.name for check in report.checks)
     if names != CHECKS:
         raise ReportError(
-            "the report does not list every check", where=where, found=", ".join(names), expected=", ".join(CHECKS)
+            "the report does not list every check",
+            where=where,
+            found=", ".join(names),
+            expected=", ".join(CHECKS),
+            hint=VERIFY_AGAIN,
         )
     gravest = exit_code_of(report.checks)
     if report.exit_code != gravest:
@@ -225,5 +230,6 @@ def parse_report(data: bytes, *, where: object = None) -> VerifyReport:
             where=where,
             found=report.exit_code,
             expected=gravest,
+            hint=VERIFY_AGAIN,
         )
     return report

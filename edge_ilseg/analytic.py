@@ -39,6 +39,7 @@ CELL_PX = 4
 LOGIT_SCALE = 10.0
 """Factor of the fitted scores, which are about 0 and 1: as logits they would make every softmax flat. It changes no
 mask; cross-validated likelihood is best near it (docs/adr/0012)."""
+TRAIN_TRUNK_AGAIN = "train the step that the trunk comes from again"
 SMALLEST_VARIANCE = 1e-10
 """Of a feature, relative to its mean square: what is below is rounding, and the feature gets no weight."""
 
@@ -165,7 +166,7 @@ def fit_head(
             hint="add images that show it larger, or enlarge the input of the network",
         )
     if not np.isfinite(statistics.moments_CP).all():
-        raise TrainingError("a sum of features is not finite", hint="train the step that the trunk comes from again")
+        raise TrainingError("a sum of features is not finite", hint=TRAIN_TRUNK_AGAIN)
     weights_C = pixels_C**-balance / (pixels_C ** (1 - balance)).sum()
     moments_DD = unpack(weights_C @ statistics.moments_CP)
     mean_d = moments_DD[:-1, -1]
@@ -175,7 +176,11 @@ def fit_head(
     variance_d = np.diag(covariance_dd)
     varies_d = variance_d > SMALLEST_VARIANCE * np.diag(moments_DD)[:-1]
     if not varies_d.any():
-        raise TrainingError("the features do not vary: there is nothing to tell the classes by", found="variance 0")
+        raise TrainingError(
+            "the features do not vary: there is nothing to tell the classes by",
+            found="variance 0",
+            hint=TRAIN_TRUNK_AGAIN,
+        )
     scale_d = np.sqrt(variance_d, where=varies_d, out=np.ones_like(variance_d))
     kept = np.ix_(varies_d, varies_d)
     system = (covariance_dd / np.outer(scale_d, scale_d))[kept] + ridge * np.eye(int(varies_d.sum()))
@@ -229,4 +234,5 @@ def _no_closed_form(model: SegmentationModel) -> ConfigError:
         where="head",
         found=model.spec.head,
         expected="deeplab_v3",
+        hint="take a method with gradients (--method), or make the workspace with --head deeplab_v3",
     )

@@ -59,6 +59,7 @@ def check_one_process(plan: StepPlan, devices: int) -> None:
             where="--devices",
             found=devices,
             expected=1,
+            hint="leave --devices out",
         )
 
 

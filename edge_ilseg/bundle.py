@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from edge_ilseg.errors import BundleError
+from edge_ilseg.errors import ACCESS_HINT, BundleError
 from edge_ilseg.files import sha256_bytes, sha256_file, write_bytes
 from edge_ilseg.int8_record import CalibrationEntry, Int8Record
 from edge_ilseg.metrics import VOID, Metrics
@@ -214,17 +214,23 @@ def _check_names(manifest: Manifest, where: object) -> None:
         parts = PurePosixPath(name)
         leaves = parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name
         if leaves or not parts.parts or parts.as_posix() != name:
-            raise BundleError("a file name in the manifest leaves the bundle", where=where, found=repr(name))
+            raise BundleError(
+                "a file name in the manifest leaves the bundle", where=where, found=repr(name), hint=COPY_AGAIN
+            )
     references = [manifest.golden_images]
     for entry in manifest.models:
         if not entry.files:
-            raise BundleError("a model in the manifest has no file", where=where, found=f"{entry.runtime}")
+            raise BundleError(
+                "a model in the manifest has no file", where=where, found=f"{entry.runtime}", hint=COPY_AGAIN
+            )
         references += [*entry.files, entry.golden_masks]
         if entry.calibration is not None and entry.calibration.ranges_file is not None:
             references.append(entry.calibration.ranges_file)
     for name in references:
         if name not in manifest.files:
-            raise BundleError("the manifest refers to a file that it does not list", where=where, found=repr(name))
+            raise BundleError(
+                "the manifest refers to a file that it does not list", where=where, found=repr(name), hint=COPY_AGAIN
+            )
 
 
 def _check_classes(manifest: Manifest, where: object) -> None:
@@ -236,6 +242,7 @@ def _check_classes(manifest: Manifest, where: object) -> None:
             where=where,
             found=", ".join(names) or "no class",
             expected=f"1 to {VOID} classes",
+            hint=COPY_AGAIN,
         )
     if steps != sorted(steps) or steps[0] < 0 or steps[-1] > manifest.step.index:
         raise BundleError(
@@ -243,14 +250,20 @@ def _check_classes(manifest: Manifest, where: object) -> None:
             where=where,
             found=", ".join(f"{entry.name}: step {entry.step}" for entry in manifest.classes),
             expected=f"steps that never fall, from 0 to {manifest.step.index}",
+            hint=COPY_AGAIN,
         )
     if manifest.background is not None and manifest.background not in names:
         raise BundleError(
-            "the background of the manifest is none of its classes", where=where, found=manifest.background
+            "the background of the manifest is none of its classes",
+            where=where,
+            found=manifest.background,
+            hint=COPY_AGAIN,
         )
     height_px, width_px = manifest.preprocessing.height_px, manifest.preprocessing.width_px
     if height_px < 1 or width_px < 1:
-        raise BundleError("the manifest's input has no size", where=where, found=f"{height_px} x {width_px} px")
+        raise BundleError(
+            "the manifest's input has no size", where=where, found=f"{height_px} x {width_px} px", hint=COPY_AGAIN
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -270,13 +283,16 @@ def read_manifest(folder: Path) -> Manifest:
             hint="give the folder that edge-ilseg export has written",
         ) from error
     except OSError as error:
-        raise BundleError("the manifest cannot be read", where=path, found=error.strerror or str(error)) from error
+        raise BundleError(
+            "the manifest cannot be read", where=path, found=error.strerror or str(error), hint=ACCESS_HINT
+        ) from error
     if size_bytes > MAX_MANIFEST_BYTES:
         raise BundleError(
             "the manifest is too large",
             where=path,
             found=f"{size_bytes} bytes",
             expected=f"at most {MAX_MANIFEST_BYTES} bytes",
+            hint=COPY_AGAIN,
         )
     return parse_manifest(data, where=path)
 
@@ -299,7 +315,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         _check_files(folder, manifest)
     except OSError as error:
         where = error.filename or folder
-        raise BundleError("a file of the bundle cannot be read", where=where, found=error.strerror) from error
+        raise BundleError(
+            "a file of the bundle cannot be read", where=where, found=error.strerror, hint=ACCESS_HINT
+        ) from error
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

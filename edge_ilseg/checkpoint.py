@@ -32,6 +32,7 @@ FORMAT: Final = "edge-ilseg-step"
 FORMAT_VERSION = 2
 RECORD_NAME = "step.json"
 WEIGHTS_NAME = "model.safetensors"
+RESTORE_STEP = "restore the folder from a copy, or delete it and train the step again"
 
 
 class ClassRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,7 +131,7 @@ def parse_record(data: bytes, *, where: object = None) -> StepRecord:
         error=WorkspaceError,
         what="the step's record",
         where=where,
-        hint="restore the folder from a copy, or delete it and train the step again",
+        hint=RESTORE_STEP,
     )
     found_id = _content_id(msgspec.json.decode(data))  # of what was written: a field that is newer than it has no part
     if record.id != found_id:
@@ -139,7 +140,7 @@ def parse_record(data: bytes, *, where: object = None) -> StepRecord:
             where=where,
             found=f"content {found_id[:12]}",
             expected=f"id {record.id[:12]}",
-            hint="restore the folder from a copy, or delete it and train the step again",
+            hint=RESTORE_STEP,
         )
     return record
 
@@ -238,6 +239,9 @@ def load_model(folder: Path, record: StepRecord) -> SegmentationModel:
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except (SafetensorError, RuntimeError) as error:
         raise WorkspaceError(
-            f"the weights of step {record.name} do not fit its record", where=folder / WEIGHTS_NAME, found=str(error)
+            f"the weights of step {record.name} do not fit its record",
+            where=folder / WEIGHTS_NAME,
+            found=str(error),
+            hint=RESTORE_STEP,
         ) from error
     return model.eval()

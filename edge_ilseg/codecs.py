@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Protocol
 
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import PackError, UpdateError
 
 RAW, ZLIB, LZMA, ZSTD, ZSTD_FROM_BASE = range(5)
 CODEC_NAMES = ("raw", "zlib", "lzma", "zstd")
@@ -101,7 +101,7 @@ def apply_difference(codec: int, data: bytes, base: bytes, length: int) -> bytes
     if codec != ZSTD_FROM_BASE:
         return add(decompress(codec, data, length), base)
     if len(base) < MIN_PREFIX_BYTES:
-        raise UpdateError("the base of a difference is too short", found=f"{len(base)} bytes")
+        raise PackError("the base of a difference is too short", found=f"{len(base)} bytes")
     zstd = _zstd()
     options = {zstd.DecompressionParameter.window_log_max: PREFIX_WINDOW_LOG}
     reader = zstd.ZstdDecompressor(zstd_dict=zstd.ZstdDict(base, is_raw=True).as_prefix, options=options)
@@ -130,7 +130,7 @@ def _bytewise(first: bytes, second: bytes, operation: Callable[[int, int, int], 
     """One operation on two long numbers whose bytes do not carry into each other: as fast as numpy, without it."""
     length = len(first)
     if length != len(second):
-        raise UpdateError("a difference and its base have different lengths", found=f"{length} and {len(second)} bytes")
+        raise PackError("a difference and its base have different lengths", found=f"{length} and {len(second)} bytes")
     high = int.from_bytes(b"\x80" * length, "little")
     result = operation(int.from_bytes(first, "little"), int.from_bytes(second, "little"), high)
     return result.to_bytes(length, "little")
@@ -140,9 +140,9 @@ def _unpack(reader: _Reader, error: type[Exception], codec: int, data: bytes, le
     try:
         result = reader.decompress(data, length + 1)
     except error as cause:
-        raise UpdateError(f"a chunk cannot be unpacked by {DIFFERENCE_NAMES[codec]}", found=str(cause)) from cause
+        raise PackError(f"a chunk cannot be unpacked by {DIFFERENCE_NAMES[codec]}", found=str(cause)) from cause
     if len(result) <= length and (not reader.eof or reader.unused_data):
-        raise UpdateError(
+        raise PackError(
             f"a chunk packed by {DIFFERENCE_NAMES[codec]} does not end where it should",
             found="bytes behind the end" if reader.eof else "no end",
         )
@@ -152,7 +152,7 @@ def _unpack(reader: _Reader, error: type[Exception], codec: int, data: bytes, le
 def _checked(result: bytes, length: int, codec: int, packed_bytes: int) -> bytes:
     if len(result) != length:
         more = "more than " if len(result) > length else ""
-        raise UpdateError(
+        raise PackError(
             "a chunk has another length than the index says",
             found=f"{more}{min(len(result), length)} bytes, of {packed_bytes} bytes of {DIFFERENCE_NAMES[codec]}",
             expected=f"{length} bytes",

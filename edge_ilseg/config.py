@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from edge_ilseg import methods
 from edge_ilseg.data.transforms import Augmentation, check_augmentation
-from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.errors import ConfigError, choice_hint
 from edge_ilseg.files import disk_error
 from edge_ilseg.methods import SWITCHES, Method, resolve_method
 from edge_ilseg.models.freezing import parse_freeze
@@ -153,7 +153,7 @@ def _check_table(table: dict[str, Any], struct: type[msgspec.Struct], where: str
                 where=where,
                 found=repr(key),
                 expected=", ".join(struct.__struct_fields__),
-                hint=did_you_mean(key, struct.__struct_fields__),
+                hint=choice_hint(key, struct.__struct_fields__),
             )
         _check_choice(value, hints[key], f"{where} {key}".strip())
         if isinstance(value, dict) and isinstance(hints[key], type) and issubclass(hints[key], msgspec.Struct):
@@ -170,7 +170,7 @@ def _check_choice(value: object, hint: object, where: str) -> None:
             where=where,
             found=repr(value),
             expected=f"one of {', '.join(str(choice) for choice in choices)}",
-            hint=did_you_mean(value, [str(choice) for choice in choices]) if isinstance(value, str) else None,
+            hint=choice_hint(str(value), [str(choice) for choice in choices]),
         )
 
 
@@ -178,7 +178,13 @@ def _check_settings(settings: TrainConfig) -> None:
     """Refuse settings that no training could use (rule 3)."""
     check_augmentation(Augmentation(settings.scale_min, settings.scale_max, settings.flip))
     if not settings.iterations:
-        raise ConfigError("training needs an iteration", where="iterations", found=0, expected="1 or more")
+        raise ConfigError(
+            "training needs an iteration",
+            where="iterations",
+            found=0,
+            expected="1 or more",
+            hint="raise iterations (--iterations, or in edge-ilseg.toml)",
+        )
     if isinstance(settings, StepConfig):
         step_method(settings)
 
@@ -209,19 +215,27 @@ def parse_config(text: str, *, where: object = CONFIG_NAME) -> Config:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError("the configuration is not valid TOML", where=where, found=str(error)) from error
+        raise ConfigError(
+            "the configuration is not valid TOML", where=where, found=str(error), hint="correct this line of the file"
+        ) from error
     if table.get("format_version", CONFIG_VERSION) != CONFIG_VERSION:
         raise ConfigError(
             "the configuration has a version that this program does not read",
             where=where,
             found=table["format_version"],
             expected=CONFIG_VERSION,
+            hint="update edge-ilseg, or make the workspace again: edge-ilseg init DIR",
         )
     _check_table(table, Config, str(where))
     try:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError("a value of the configuration cannot be used", where=where, found=str(error)) from error
+        raise ConfigError(
+            "a value of the configuration cannot be used",
+            where=where,
+            found=str(error),
+            hint="correct the value at this path of the file",
+        ) from error
     for name, settings in (("train", config.train), ("step", config.step)):
         try:
             _check_settings(settings)
@@ -297,7 +311,11 @@ def override(struct: Any, /, **changes: Any) -> Any:
     try:
         changed = msgspec.convert({**msgspec.to_builtins(struct), **given}, type(struct))
     except msgspec.ValidationError as error:
-        raise ConfigError("an option has a value that cannot be used", found=str(error)) from error
+        raise ConfigError(
+            "an option has a value that cannot be used",
+            found=str(error),
+            hint="give the option of this name a value of this type",
+        ) from error
     if isinstance(changed, TrainConfig):
         _check_settings(changed)
     return changed

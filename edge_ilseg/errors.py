@@ -3,7 +3,8 @@
 1. Every error says what was wrong and, as far as known: where, what was found, what was expected, what to do.
 2. An error that the user can mend is an `EdgeIlsegError`; anything else is a defect of this program: it keeps its
    traceback.
-3. The command line has one error boundary (`edge_ilseg.cli`); nothing below it prints or exits.
+3. Every error has a hint, its own or that of its class: the next thing to do (`tests/test_error_hints.py`).
+4. The command line has one error boundary (`edge_ilseg.cli`); nothing below it prints or exits.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterable
+from typing import ClassVar
 
 EXIT_PASSED = 0
 EXIT_RETENTION = 1  # verify: the model forgot, or learned too little
@@ -18,11 +20,18 @@ EXIT_PARITY = 2  # verify, export: a runtime does not compute what it should
 EXIT_ARTEFACT = 3  # everything else: bad input, damaged file, missing package, wrong usage
 EXIT_UNDECIDED = 4  # verify: nothing is broken, and the images are too few to tell
 
+ACCESS_HINT = "see that this user may read and write it, and that the disk is sound"
+"""What to do where a disk has refused something and no special reason is known."""
+PUBLISH_AGAIN = "publish again from a machine that you trust; the device keeps what it has"
+"""What an operator does about signed or served content that no publisher makes."""
+
 
 class EdgeIlsegError(Exception):
     """What was wrong, where, what was found, what was expected, what to do."""
 
     exit_code = EXIT_ARTEFACT
+    default_hint: ClassVar[str | None] = None
+    """What to do where an error says nothing of its own: for a class of errors with one way out."""
 
     def __init__(
         self,
@@ -37,7 +46,7 @@ class EdgeIlsegError(Exception):
         self.where = where
         self.found = found
         self.expected = expected
-        self.hint = hint
+        self.hint = self.default_hint if hint is None else hint
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -104,6 +113,12 @@ class UpdateError(EdgeIlsegError):
     """An update cannot be published, trusted, fetched or put into place."""
 
 
+class PackError(UpdateError):
+    """A pack, its index or one of its chunks is not what a publisher makes, or was damaged on its way."""
+
+    default_hint = "fetch or publish the pack again; the model in use goes on running"
+
+
 class MissingPackageError(EdgeIlsegError):
     """A package, a runtime or a facility of the machine is missing."""
 
@@ -124,6 +139,12 @@ def _is_importable(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a dotted name, when a package above it is missing
         return False
+
+
+def choice_hint(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is none of `known`: the near miss, or else any of them."""
+    names = list(known)
+    return did_you_mean(name, names) or ("take one of those expected" if names else "leave it out")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from edge_ilseg.codecs import apply_difference, decompress
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import PackError
 from edge_ilseg.pack_index import PackChunk, PackDifference, PackIndex
 
 MERGE_GAP_BYTES = 1 << 10
@@ -111,7 +111,7 @@ def rebuild_chunk(index: PackIndex, fetch: ChunkFetch, stored: bytes, base: byte
 def _check_hash(data: bytes, sha256: bytes, what: str, fetch: ChunkFetch) -> None:
     found = hashlib.sha256(data).digest()
     if found != sha256:
-        raise UpdateError(
+        raise PackError(
             what,
             where=f"chunk {fetch.chunk}, bytes {fetch.offset} to {fetch.offset + fetch.stored_bytes} of the pack",
             found=f"{len(data)} bytes, sha256 {found.hex()[:12]}",

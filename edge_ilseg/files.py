@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_ilseg.errors import EdgeIlsegError
+from edge_ilseg.errors import ACCESS_HINT, EdgeIlsegError
 
 CHUNK_BYTES = 1 << 20
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -171,5 +171,8 @@ def disk_error(error: OSError, path: Path) -> EdgeIlsegError:
             hint="free some space and run the same command again",
         )
     return EdgeIlsegError(
-        "a file could not be read or written", where=error.filename or path, found=error.strerror or str(error)
+        "a file could not be read or written",
+        where=error.filename or path,
+        found=error.strerror or str(error),
+        hint=ACCESS_HINT,
     )

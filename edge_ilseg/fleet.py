@@ -170,7 +170,11 @@ def read_reports(folder: Path) -> Collected:
             report = parse_device_report(_read_plain_file(path), where=path.name)
             known = found[report.device_id].setdefault(report.sequence, report)
             if known != report:
-                raise UpdateError("another report of this device has the same number", found=report.sequence)
+                raise UpdateError(
+                    "another report of this device has the same number",
+                    found=report.sequence,
+                    hint="give each device an id of its own: edge-ilseg device init --device-id",
+                )
         except (UpdateError, OSError) as error:
             count += 1
             if count <= SHOWN_DAMAGED:
@@ -271,7 +275,7 @@ def _read_plain_file(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UpdateError("this is no plain file")
+            raise UpdateError("this is no plain file", hint="put the report itself there")
         return file.read(MAX_REPORT_BYTES + 1)
 
 

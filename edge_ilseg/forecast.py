@@ -28,8 +28,9 @@ from edge_ilseg.config import TrainConfig
 from edge_ilseg.data import open_data
 from edge_ilseg.data.loader import DECODED_CACHE_BYTES, TrainingSamples
 from edge_ilseg.devices.facts import read_peak_rss_mib
-from edge_ilseg.errors import ConfigError, TrainingError
+from edge_ilseg.errors import ConfigError
 from edge_ilseg.planning import StepPlan
+from edge_ilseg.processes import check_batch
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.update_estimate import UpdateEstimate, estimate_update
 from edge_ilseg.workspace import Workspace
@@ -116,6 +117,7 @@ def forecast_plan(
         raise ConfigError(
             "there is no training to forecast: the head is solved for after one pass over the images",
             where=f"step {plan.name}, method {plan.method.name if plan.method else ''}",
+            hint="leave --plan out and train: it takes one pass",
         )
     with untouched_random_state():
         model, teacher, _ = make_models(workspace, plan)
@@ -152,12 +154,7 @@ def forecast_step(
     Raises:
         EdgeIlsegError: the step could not be trained either: a loss is not finite, no such device, no data.
     """
-    if plan.settings.batch_size % devices:
-        raise TrainingError(
-            "the batch cannot be divided among the devices",
-            found=f"batch_size {plan.settings.batch_size}, {devices} devices",
-            expected="a multiple",
-        )
+    check_batch(plan.settings.batch_size, devices)
     with untouched_random_state():
         probe = probe_training(plan, model, teacher, facts, accelerator=accelerator, devices=devices, progress=progress)
         scored_images, scored_image_s = _probe_scoring(plan, model.to(probe.device))

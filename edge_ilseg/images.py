@@ -86,7 +86,7 @@ def to_rgb(image: Image.Image, where: object) -> NDArray[np.uint8]:
         )
     if upright.mode in ("P", "PA"):  # straight to RGB would warn where the palette has transparency
         upright = upright.convert("RGBA")
-    return np.array(upright.convert("RGB"))
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -128,6 +128,7 @@ def read_mask(path: Path) -> MaskFile:
             where=path,
             found=f"image mode {image.mode}",
             expected="one channel of label ids, a palette, or RGB colours",
+            hint="save the mask as an 8-bit PNG",
         )
 
 

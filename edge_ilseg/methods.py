@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.errors import ConfigError, choice_hint
 
 TERM_NAMES = (
     "kd_output",
@@ -170,7 +170,7 @@ def resolve_method(
     """
     if name not in METHODS:
         raise ConfigError(
-            "there is no such method", found=repr(name), expected=", ".join(METHODS), hint=did_you_mean(name, METHODS)
+            "there is no such method", found=repr(name), expected=", ".join(METHODS), hint=choice_hint(name, METHODS)
         )
     preset = METHODS[name]
     weights = {**preset.losses, **(losses or {})}
@@ -180,17 +180,27 @@ def resolve_method(
                 "there is no such loss term",
                 found=repr(term),
                 expected=", ".join(TERM_NAMES),
-                hint=did_you_mean(term, TERM_NAMES),
+                hint=choice_hint(term, TERM_NAMES),
             )
         if not 0 <= weight < float("inf"):
-            raise ConfigError("a loss weight is out of range", where=term, found=weight, expected="0 or more")
+            raise ConfigError(
+                "a loss weight is out of range",
+                where=term,
+                found=weight,
+                expected="0 or more",
+                hint=f"give it a weight in this range: --loss {term}=1",
+            )
     given = {key: value for key, value in switches.items() if value is not None}
     try:
         method = msgspec.convert(
             {**msgspec.to_builtins(preset), "freeze": freeze or preset.freeze, "losses": weights, **given}, Method
         )
     except msgspec.ValidationError as error:
-        raise ConfigError("a switch of the method has a value that cannot be used", found=str(error)) from error
+        raise ConfigError(
+            "a switch of the method has a value that cannot be used",
+            found=str(error),
+            hint="give the switch a value of this type",
+        ) from error
     check_terms_can_move(method, encoder_frozen=method.freeze in ("encoder", "all_but_head"))
     _check_nothing_is_trained(method)
     return method
@@ -206,6 +216,7 @@ def _check_nothing_is_trained(method: Method) -> None:
             where="freeze",
             found=repr(method.freeze),
             expected="'all_but_head'",
+            hint="leave --freeze out, or take a method with gradients",
         )
     plain = METHODS["analytic"]
     fitted = ("name", "source", "losses", "head_fit", "ridge", "balance")

@@ -104,7 +104,11 @@ def _plain_files(folder: Path | None, name: str) -> dict[str, Path]:
         return found
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise UpdateError("a pack holds plain files, and this is a link or a device", where=path)
+            raise UpdateError(
+                "a pack holds plain files, and this is a link or a device",
+                where=path,
+                hint="put the file itself in its place, and publish again",
+            )
         if path.is_file():
             found[check_name(f"{name}/{path.relative_to(folder).as_posix()}".encode(errors="surrogateescape"))] = path
     return found

@@ -23,7 +23,7 @@ import msgspec
 from edge_ilseg.chunks import MAX_CHUNK_BYTES
 from edge_ilseg.codecs import CODEC_NAMES, DIFFERENCE_NAMES, MIN_PREFIX_BYTES, RAW, ZSTD_FROM_BASE
 from edge_ilseg.devices.update.release import MAX_INDEX_BYTES, MAX_PACK_BYTES, UPDATE_AGENT
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import PackError, UpdateError
 
 MAGIC = b"EILPACK"
 FORMAT_VERSION = 1
@@ -34,6 +34,7 @@ MIN_CHUNK_ENTRY_BYTES = MIN_DIFFERENCE_ENTRY_BYTES = HASH_BYTES + 3
 MIN_FILE_ENTRY_BYTES = len("bundle/x") + 2
 MAX_VARINT_BYTES = 5
 EMPTY_SHA256 = hashlib.sha256(b"").digest()
+PLAIN_NAMES = "rename the file, and publish it again"
 Digest = bytes
 """Of SHA-256."""
 
@@ -109,9 +110,8 @@ def parse_index(data: bytes, *, pack_bytes: int, where: object = None) -> PackIn
     try:
         return _parse(data, pack_bytes)
     except UpdateError as error:
-        hint = error.hint or "fetch or publish the pack again"
-        raise UpdateError(
-            error.what, where=where, found=error.found, expected=error.expected, hint=hint
+        raise PackError(
+            error.what, where=where, found=error.found, expected=error.expected, hint=error.hint
         ) from error.__cause__
 
 
@@ -127,7 +127,7 @@ class _Reader:
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.bytes_left:
-            raise UpdateError(
+            raise PackError(
                 "the index of the pack ends early", found=f"{self.bytes_left} bytes", expected=f"{count} bytes: {what}"
             )
         self._position += count
@@ -143,9 +143,9 @@ class _Reader:
                 if byte == 0 and place > 0:
                     break
                 if not least <= value <= most:
-                    raise UpdateError(f"{what} is out of range", found=value, expected=f"{least} to {most}")
+                    raise PackError(f"{what} is out of range", found=value, expected=f"{least} to {most}")
                 return value
-        raise UpdateError(f"{what} is not written as a number in its shortest form")
+        raise PackError(f"{what} is not written as a number in its shortest form")
 
     def count(self, what: str, entry_bytes: int) -> int:
         """How many entries follow somewhere: no more than the bytes left can hold."""
@@ -154,7 +154,7 @@ class _Reader:
 
 def _parse(data: bytes, pack_bytes: int) -> PackIndex:
     if len(data) > MAX_INDEX_BYTES or not len(data) <= pack_bytes <= MAX_PACK_BYTES:
-        raise UpdateError(
+        raise PackError(
             "the pack, or its index, has a size that cannot be",
             found=f"index {len(data)} bytes, pack {pack_bytes} bytes",
             expected=f"at most {MAX_INDEX_BYTES} and {MAX_PACK_BYTES} bytes",
@@ -167,16 +167,16 @@ def _parse(data: bytes, pack_bytes: int) -> PackIndex:
     chunks, offset = _read_chunks(reader, chunk_count, len(data))
     differences, offset = _read_differences(reader, difference_count, chunks, offset)
     if offset != pack_bytes:
-        raise UpdateError("the chunks do not fill the pack", found=f"{offset} bytes", expected=f"{pack_bytes} bytes")
+        raise PackError("the chunks do not fill the pack", found=f"{offset} bytes", expected=f"{pack_bytes} bytes")
     files = _read_files(reader, file_count, chunks)
     if reader.bytes_left:
-        raise UpdateError("there are bytes behind the end of the index", found=f"{reader.bytes_left} bytes")
+        raise PackError("there are bytes behind the end of the index", found=f"{reader.bytes_left} bytes")
     return PackIndex(files, chunks, differences)
 
 
 def _check_head(head: bytes) -> None:
     if head[:-1] != MAGIC:
-        raise UpdateError("this is not the index of a pack", found=repr(head[:-1]), expected=repr(MAGIC))
+        raise PackError("this is not the index of a pack", found=repr(head[:-1]), expected=repr(MAGIC))
     if head[-1] != FORMAT_VERSION:
         raise UpdateError(
             "the pack has a format that this version does not read",
@@ -195,7 +195,7 @@ def _read_chunks(reader: _Reader, count: int, offset: int) -> tuple[tuple[PackCh
         codec = reader.number("the codec of a chunk", 0, len(CODEC_NAMES) - 1)
         stored_bytes = _read_stored_bytes(reader, codec, length)
         if sha256 in chunks:
-            raise UpdateError("a chunk is in the index twice", found=f"sha256 {sha256.hex()[:12]}")
+            raise PackError("a chunk is in the index twice", found=f"sha256 {sha256.hex()[:12]}")
         chunks[sha256] = PackChunk(sha256, length, offset, stored_bytes, codec)
         offset += stored_bytes
     return tuple(chunks.values()), offset
@@ -215,7 +215,7 @@ def _read_differences(
             base_length = reader.number("the length of a base", MIN_PREFIX_BYTES, MAX_CHUNK_BYTES)
         stored_bytes = _read_stored_bytes(reader, codec, length)
         if (number, base_sha256) <= last or base_sha256 == chunks[number].sha256:
-            raise UpdateError(
+            raise PackError(
                 "a difference is not in its place, or there twice, or from the chunk itself", found=f"chunk {number}"
             )
         last = (number, base_sha256)
@@ -238,7 +238,7 @@ def _read_files(reader: _Reader, count: int, chunks: tuple[PackChunk, ...]) -> t
         name = reader.take(reader.number("the length of a name", 1, MAX_NAME_BYTES), "a name")
         path = check_name(name)
         if name <= last:
-            raise UpdateError("the names in the index are not in order, or there twice", found=repr(path))
+            raise PackError("the names in the index are not in order, or there twice", found=repr(path))
         last = name
         numbers = []
         for _ in range(reader.count("chunks of a file", 1)):
@@ -246,14 +246,14 @@ def _read_files(reader: _Reader, count: int, chunks: tuple[PackChunk, ...]) -> t
             numbers.append(following - back)
             following += back == 0
         if following > len(chunks):
-            raise UpdateError("a file is made of chunks that are not in the index", where=path)
+            raise PackError("a file is made of chunks that are not in the index", where=path)
         length_bytes = sum(chunks[number].length for number in numbers)
         total_bytes += length_bytes
         if total_bytes > MAX_PACK_BYTES:
-            raise UpdateError("the files of the pack are too large", expected=f"at most {MAX_PACK_BYTES} bytes")
+            raise PackError("the files of the pack are too large", expected=f"at most {MAX_PACK_BYTES} bytes")
         files.append(PackFile(path, length_bytes, _read_file_hash(reader, numbers, chunks), tuple(numbers)))
     if following != len(chunks):
-        raise UpdateError("a chunk of the index is in no file", found=f"{len(chunks)} chunks, {following} used")
+        raise PackError("a chunk of the index is in no file", found=f"{len(chunks)} chunks, {following} used")
     _check_together([file.path for file in files])
     return tuple(files)
 
@@ -275,7 +275,7 @@ def check_name(name: bytes) -> str:
     try:
         text = name.decode()
     except UnicodeDecodeError as error:
-        raise UpdateError("a name in the pack is not UTF-8", found=repr(name[:200])) from error
+        raise UpdateError("a name in the pack is not UTF-8", found=repr(name[:200]), hint=PLAIN_NAMES) from error
     parts = text.split("/")
     if (
         parts[0] not in FOLDERS
@@ -289,6 +289,7 @@ def check_name(name: bytes) -> str:
             "a name in the pack leaves its folder, or would on some file system",
             found=repr(text[:200]),
             expected=f"a plain relative name below {' or '.join(FOLDERS)}",
+            hint=PLAIN_NAMES,
         )
     return text
 
@@ -297,11 +298,11 @@ def _check_together(paths: list[str]) -> None:
     """Rule 4 for names beside each other: a file system may know no case."""
     files = {path.casefold() for path in paths}
     if len(files) < len(paths):
-        raise UpdateError("two names in the pack differ in case alone")
+        raise UpdateError("two names in the pack differ in case alone", hint=PLAIN_NAMES)
     for path in files:
         for folder in _folders(path):
             if folder in files:
-                raise UpdateError("a name in the pack is a file and a folder", found=repr(folder))
+                raise PackError("a name in the pack is a file and a folder", found=repr(folder))
 
 
 def _folders(path: str) -> Iterator[str]:

@@ -93,7 +93,9 @@ def base_classes(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
     foreground = tuple(name for name in resolved if name != info.background)
     if not foreground:
         raise ClassNameError(
-            "step 0 needs at least one class besides the background", found=", ".join(resolved) or "none"
+            "step 0 needs at least one class besides the background",
+            found=", ".join(resolved) or "none",
+            hint="name one that is not the background: --base-classes",
         )
     return foreground if info.background is None else (info.background, *foreground)
 
@@ -270,7 +272,11 @@ def _class_records(names: Sequence[str], info: DatasetInfo, step: int) -> tuple[
 
 def _check_name_is_free(workspace: Workspace, name: str) -> None:
     if "/" in name or name in (".", "..") or name != name.strip():
-        raise WorkspaceError("a step's name must be usable as a folder's name", found=repr(name))
+        raise WorkspaceError(
+            "a step's name must be usable as a folder's name",
+            found=repr(name),
+            hint="give another --name, without slashes and spaces around it",
+        )
     if workspace.step_folder(name).exists():
         raise WorkspaceError(
             "there is a step of that name already",
@@ -319,6 +325,7 @@ def _check_method(method: Method, model: ModelSpec, settings: StepConfig) -> Non
             where="augment_views",
             found=settings.augment_views,
             expected="0",
+            hint="set augment_views = 0",
         )
     check_terms_can_move(
         method,
@@ -331,6 +338,7 @@ def _check_method(method: Method, model: ModelSpec, settings: StepConfig) -> Non
             where="batch_size",
             found=settings.batch_size,
             expected="2 or more",
+            hint="raise --batch-size, or leave the term out: --loss kd_similarity=0",
         )
 
 

@@ -63,6 +63,17 @@ def process_layout(devices: int, environment: Mapping[str, str] = os.environ) ->
     return Layout(local, world // local)
 
 
+def check_batch(batch_size: int, processes: int) -> None:
+    """Raise `TrainingError` unless each process gets as many images of a batch."""
+    if batch_size % processes:
+        raise TrainingError(
+            "the batch cannot be divided among the devices",
+            found=f"batch_size {batch_size}, {processes} devices",
+            expected="a multiple",
+            hint=f"give a --batch-size that {processes} divides, or other --devices",
+        )
+
+
 def process_count() -> int:
     """How many processes train together; 1 where none were started."""
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -26,7 +26,7 @@ def parse_versioned(
     error: type[EdgeIlsegError],
     what: str,
     where: object,
-    hint: str | None,
+    hint: str,
 ) -> T:
     """Turn JSON with the fields `format` and `format_version` into a `struct` (rules 1 to 3).
 
@@ -56,7 +56,7 @@ def parse_versioned(
     return _decode(data, struct, error, f"{what} is damaged", where, hint)
 
 
-def _decode(data: bytes, kind: type[V], error: type[EdgeIlsegError], what: str, where: object, hint: str | None) -> V:
+def _decode(data: bytes, kind: type[V], error: type[EdgeIlsegError], what: str, where: object, hint: str) -> V:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as cause:

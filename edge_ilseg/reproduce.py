@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
-from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.errors import ConfigError, choice_hint
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario_results import ScenarioResults
@@ -78,7 +78,7 @@ def check_experiment(name: str) -> None:
             "there is no such published experiment",
             found=repr(name),
             expected=", ".join(PUBLISHED),
-            hint=did_you_mean(name, PUBLISHED),
+            hint=choice_hint(name, PUBLISHED),
         )
 
 

@@ -33,7 +33,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ilseg.errors import ClassNameError, ConfigError, did_you_mean
+from edge_ilseg.errors import ClassNameError, ConfigError, choice_hint
 from edge_ilseg.metrics import VOID
 
 Setup = Literal["sequential", "disjoint", "overlapped", "partitioned"]
@@ -114,7 +114,7 @@ def label_lookup(
     for name in new:
         if name not in classes:
             raise ClassNameError(
-                f"unknown class {name!r}", expected=f"one of {', '.join(classes)}", hint=did_you_mean(name, classes)
+                f"unknown class {name!r}", expected=f"one of {', '.join(classes)}", hint=choice_hint(name, classes)
             )
     known = (*old, *new)
     visible = frozenset(known if setup == "sequential" else new)
@@ -222,6 +222,7 @@ def parse_scenario(text: str, classes: Sequence[str], background: str | None) ->
                 f"the scenario {text!r} cannot be read",
                 found=repr(part),
                 expected="sizes of steps such as '16+5', '10+5+5', or '15+1x5' for five steps of one class",
+                hint="write the sizes of the steps with + between them",
             )
         sizes += [int(match[1])] * int(match[2] or 1)
     foreground = [name for name in classes if name != background]
@@ -283,7 +284,7 @@ def _advice(setup: Setup, missing: Sequence[str], presence: Presence) -> str:
 def _check_known(value: str, known: Sequence[str], what: str) -> None:
     if value not in known:
         raise ConfigError(
-            f"unknown {what} {value!r}", expected=f"one of {', '.join(known)}", hint=did_you_mean(value, known)
+            f"unknown {what} {value!r}", expected=f"one of {', '.join(known)}", hint=choice_hint(value, known)
         )
 
 

@@ -19,12 +19,13 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from edge_ilseg.allocator import give_back_memory, keep_freed_memory
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.errors import TrainingError
 from edge_ilseg.feature_cache import FeatureCache, open_cache
 from edge_ilseg.methods import Method
 from edge_ilseg.models.segmentation import SegmentationModel
-from edge_ilseg.processes import process_layout
+from edge_ilseg.processes import check_batch, process_layout
 from edge_ilseg.progress import ProgressCallback
 from edge_ilseg.schedule import Schedule
 from edge_ilseg.terms import StepFacts, needs_teacher
@@ -119,6 +120,9 @@ def train(
     found = keeper.found if keeper else None
     if found is not None and facts is not None:
         facts = replace(facts, thresholds_K=found.thresholds_K)
+    on_cpu = fabric.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
     loop = _make_loop(fabric, model, settings, teacher, method, facts, find_thresholds, tuning)
     cache = _open_cache(loop, batches, keeper)
     loader: Any = cache or batches
@@ -146,6 +150,8 @@ def train(
     if fabric.global_rank:
         raise WorkerDone
     model.cpu().eval()
+    if on_cpu:
+        give_back_memory()
     return TrainingRun(
         seconds=time.perf_counter() - started,
         accelerator=str(fabric.device),
@@ -235,12 +241,7 @@ def _make_fabric(accelerator: str, devices: int, settings: TrainConfig) -> Fabri
         TrainingError: this machine has no such devices, or the batch cannot be divided among them.
     """
     layout = process_layout(devices)
-    if settings.batch_size % layout.processes:
-        raise TrainingError(
-            "the batch cannot be divided among the devices",
-            found=f"batch_size {settings.batch_size}, {layout.processes} devices",
-            expected="a multiple",
-        )
+    check_batch(settings.batch_size, layout.processes)
     try:
         fabric = Fabric(
             accelerator=accelerator,

@@ -175,7 +175,7 @@ def read_state(path: Path) -> TrainingState:
             text = (file.metadata() or {}).get("state", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError) as error:
-        raise WorkspaceError("the checkpoint is damaged", where=path, found=str(error)) from error
+        raise WorkspaceError("the checkpoint is damaged", where=path, found=str(error), hint="delete it") from error
     header = parse_versioned(
         text.encode(),
         StateHeader,

@@ -31,6 +31,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from edge_ilseg.allocator import keep_freed_memory
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.data.loader import TrainingSamples
 from edge_ilseg.data.step_view import StepView
@@ -115,6 +116,7 @@ def parse_tuning(text: str) -> Tuning | None:
         where="--tuning",
         found=repr(text),
         expected="auto, usual, or FORMAT[:THREADS] with FORMAT " + " or ".join(FORMATS),
+        hint="leave --tuning out, or take --tuning auto",
     )
 
 
@@ -153,6 +155,8 @@ def tune_step(
     """
     key = (model.spec, model.class_counts, freeze, settings, str(device), processes, torch.get_num_threads())
     if key not in _measured:
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()  # as training will
         samples = TrainingSamples(view, model.spec, settings)
         pairs = [samples[k] for k in range(min(IMAGES, len(samples)))]
         images_NHWC, labels_NHW = (torch.stack(items).to(device) for items in zip(*pairs, strict=True))

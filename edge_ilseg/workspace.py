@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edge_ilseg.checkpoint import StepRecord, read_record
 from edge_ilseg.config import CONFIG_NAME, Config, read_config, render_config
-from edge_ilseg.errors import WorkspaceError, did_you_mean
+from edge_ilseg.errors import WorkspaceError, choice_hint
 from edge_ilseg.files import disk_error, write_bytes
 
 BASE_STEP = "00-base"
@@ -60,7 +60,7 @@ class Workspace:
                 where=self.steps_folder,
                 found=repr(name),
                 expected=", ".join(matches or names) or "no step yet",
-                hint=did_you_mean(name, names) if names else "train step 0 first: edge-ilseg train",
+                hint=choice_hint(name, names) if names else "train step 0 first: edge-ilseg train",
             )
         record = read_record(self.step_folder(matches[0]))
         if record.name != matches[0]:
@@ -112,6 +112,7 @@ class Workspace:
                 where=self.step_folder(record.parent_name),
                 found=f"step {parent.id[:12]}",
                 expected=f"step {str(record.parent_id)[:12]}",
+                hint=f"restore it from a copy, or train step {record.name} again",
             )
         return parent
 

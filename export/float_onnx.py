@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from edge_ilseg.errors import ExportError
-from edge_ilseg.export.graph import fold_padding, name_by_module, opset_of, strip_notes, write_onnx
+from edge_ilseg.export.graph import EXPORTER_HINT, fold_padding, name_by_module, opset_of, strip_notes, write_onnx
 from edge_ilseg.models.normalization import normalize
 from edge_ilseg.models.segmentation import SegmentationModel
 
@@ -78,7 +78,12 @@ def write_float_onnx(model: SegmentationModel, path: Path) -> None:
     with torch.no_grad():
         channels = deployed(image_NHWC)[0].shape[1]
     if channels > MAX_CHANNELS:
-        raise ExportError("the model has more classes than a uint8 mask can hold", found=channels, expected="<= 255")
+        raise ExportError(
+            "the model has more classes than a uint8 mask can hold",
+            found=channels,
+            expected="<= 255",
+            hint="leave classes out of the plan, or merge some",
+        )
     with _quiet_exporter():
         program = torch.onnx.export(
             deployed,
@@ -91,7 +96,12 @@ def write_float_onnx(model: SegmentationModel, path: Path) -> None:
             verbose=False,
         )
     if program is None:
-        raise ExportError("torch.onnx gave no program", found=f"torch {torch.__version__}", expected="torch >= 2.9")
+        raise ExportError(
+            "torch.onnx gave no program",
+            found=f"torch {torch.__version__}",
+            expected="torch >= 2.9",
+            hint=EXPORTER_HINT,
+        )
     graph = program.model_proto
     check_float_graph(graph)
     fold_padding(graph)
@@ -103,13 +113,19 @@ def write_float_onnx(model: SegmentationModel, path: Path) -> None:
 def check_float_graph(model: onnx.ModelProto) -> None:
     """Raise `ExportError` unless the opset is the one asked for and every batch norm is folded (rule 3)."""
     if opset_of(model) != OPSET:
-        raise ExportError("torch.onnx wrote another opset than was asked for", found=opset_of(model), expected=OPSET)
+        raise ExportError(
+            "torch.onnx wrote another opset than was asked for",
+            found=opset_of(model),
+            expected=OPSET,
+            hint=EXPORTER_HINT,
+        )
     left = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
     if left:
         raise ExportError(
             "a batch norm was not folded into a convolution",
             found=f"{len(left)} left, the first is {left[0]!r}",
             expected="each batch norm right behind a convolution, and onnxscript >= 0.5",
+            hint=EXPORTER_HINT,
         )
 
 

@@ -23,6 +23,8 @@ from edge_ilseg.files import write_bytes
 MODULE_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules around a node: a list of paths, the outermost first, then the operation."""
 
+EXPORTER_HINT = "install the versions of torch, onnx and onnxscript that constraints.txt names"
+
 
 def write_onnx(path: Path, model: onnx.ModelProto) -> None:
     """Check `model` and write it, the same bytes for the same content.
@@ -33,7 +35,9 @@ def write_onnx(path: Path, model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError("the exported graph is not valid ONNX", where=path, found=str(error)) from error
+        raise ExportError(
+            "the exported graph is not valid ONNX", where=path, found=str(error), hint=EXPORTER_HINT
+        ) from error
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 

@@ -56,7 +56,10 @@ def write_ir(onnx_path: Path, xml_path: Path, precision: Precision, info: Mappin
         model = openvino_core().read_model(str(onnx_path))
     except RuntimeError as error:
         raise ExportError(
-            "OpenVINO cannot convert the graph", where=onnx_path, found=" ".join(str(error).split())[:300]
+            "OpenVINO cannot convert the graph",
+            where=onnx_path,
+            found=" ".join(str(error).split())[:300],
+            hint="install the version of openvino that constraints.txt names, or export --target onnx alone",
         ) from error
     apply_moc_transformations(model, cf=False)
     _name_added_layers(model, _names_of(onnx.load(onnx_path, load_external_data=False)))

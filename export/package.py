@@ -160,13 +160,16 @@ def _check_subject(subject: Subject) -> None:
     request = subject.request
     request.models()
     if request.golden_count < 1:
-        raise ExportError("a bundle needs at least one golden image", found=request.golden_count)
+        raise ExportError(
+            "a bundle needs at least one golden image", found=request.golden_count, hint="raise golden_count"
+        )
     check_finite(subject.model)
     if subject.model.class_count != len(subject.classes):
         raise ExportError(
             "the class list does not fit the model",
             found=f"{len(subject.classes)} classes",
             expected=f"{subject.model.class_count}, one for each channel of the model",
+            hint="restore the step from a copy, or train it again",
         )
 
 

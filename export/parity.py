@@ -129,7 +129,9 @@ def measure_parity(
             kept.add(stage.predict(image_NHWC) if number else reference, reference, labels_HW)
         count += 1
     if not count:
-        raise ExportError("there is no image to compare the exported models on")
+        raise ExportError(
+            "there is no image to compare the exported models on", hint="name a split that has images: --split"
+        )
     rows = [kept.row(stage.name, classes, old_count, background) for stage, kept in zip(stages, sums, strict=True)]
     return tuple(
         msgspec.structs.replace(row, model_bytes=stage.model_bytes) for stage, row in zip(stages, rows, strict=True)
@@ -174,7 +176,11 @@ def check_parity(
     }
     for row in rows:
         if row.max_abs is not None and not math.isfinite(row.max_abs):
-            raise ParityError("an exported model gives logits that are not finite", where=f"stage {row.stage!r}")
+            raise ParityError(
+                "an exported model gives logits that are not finite",
+                where=f"stage {row.stage!r}",
+                hint=HINTS.get(row.stage, _BROKEN),
+            )
         limit = limits.get(row.stage)
         if limit is not None and row.agreement < limit:
             raise ParityError(

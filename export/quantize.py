@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from edge_ilseg.calibration.collect import QUANTIZED_OPS, fused_outputs, quantized_nodes, quantized_tensors
 from edge_ilseg.calibration.ranges import Ranges, check_ranges
-from edge_ilseg.errors import ExportError, did_you_mean
+from edge_ilseg.errors import ExportError, choice_hint
 from edge_ilseg.export.graph import strip_notes, write_onnx
 from edge_ilseg.files import sha256_file
 
 FIRST, LAST = "first", "last"
 INT8_HIGHEST = 127
+CALIBRATE_AGAIN = "calibrate this graph"
 
 
 def find_float_layers(model: onnx.ModelProto, names: Sequence[str]) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ def find_float_layers(model: onnx.ModelProto, names: Sequence[str]) -> tuple[str
                 "there is no such layer to keep in float",
                 found=repr(name),
                 expected=f"{FIRST}, {LAST}, or a node or module of the graph, as {nodes[0]!r}",
-                hint=did_you_mean(name, (FIRST, LAST, *_modules(nodes))),
+                hint=choice_hint(name, (FIRST, LAST, *_modules(nodes))),
             )
         chosen.update(found)
     return tuple(name for name in nodes if name in chosen)
@@ -213,8 +214,10 @@ def _check_ranges_fit(float_path: Path, model: onnx.ModelProto, ranges: Ranges) 
             where=float_path,
             found=f"ranges of graph {ranges.graph_sha256[:12]}",
             expected=f"ranges of graph {graph_sha256[:12]}",
-            hint="calibrate this graph",
+            hint=CALIBRATE_AGAIN,
         )
     for name in quantized_tensors(model):
         if name not in ranges.tensors:
-            raise ExportError("a tensor has no range", where=float_path, found=f"no range for {name!r}")
+            raise ExportError(
+                "a tensor has no range", where=float_path, found=f"no range for {name!r}", hint=CALIBRATE_AGAIN
+            )

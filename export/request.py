@@ -64,7 +64,12 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("precision", self.precisions, get_args(Precision)),
         ):
             if not values or not set(values) <= set(known):
-                raise ExportError(f"no such {name}", found=", ".join(values) or "none", expected=", ".join(known))
+                raise ExportError(
+                    f"no such {name}",
+                    found=", ".join(values) or "none",
+                    expected=", ".join(known),
+                    hint=f"name one or more of those expected: --{name}",
+                )
         if set(self.targets) == {"onnx"} and "fp16" in self.precisions:
             raise ExportError(
                 "fp16 is made for OpenVINO only",

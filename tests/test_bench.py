@@ -356,7 +356,7 @@ def test_a_runtime_that_is_not_installed_is_named_by_the_models_process(folder: 
     done = run_child(program, Load(str(folder), "onnxruntime", "fp32", None))
     (answer,) = (json.loads(line) for line in done.stdout.splitlines())
     assert answer["type"] == "Failed"
-    assert "pip install 'edge-ilseg[onnxruntime]'" in answer["reason"]
+    assert "pip install 'edge-ilseg[onnxruntime]'" in answer["hint"]
 
 
 def test_a_models_process_imports_neither_torch_nor_onnx_nor_the_other_runtime(folder: Path) -> None:

@@ -56,6 +56,32 @@ def test_counts_and_scores_are_those_of_a_plain_loop(pairs: list[tuple[int, int]
     assert metrics.mca == (pytest.approx(sum(accuracies) / len(accuracies)) if accuracies else None)
 
 
+@given(st.lists(st.tuples(st.sampled_from([*range(K), VOID]), st.integers(0, K - 1), st.integers(1, 40)), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_long_runs_of_equal_pixels_are_counted_as_a_plain_loop_counts_them(runs: list[tuple[int, int, int]]) -> None:
+    labels = [true for true, _, length in runs for _ in range(length)]
+    predicted = [guess for _, guess, length in runs for _ in range(length)]
+    confusion = confusion_matrix(np.array(labels, np.uint8), np.array(predicted, np.uint8), K)
+    np.testing.assert_array_equal(confusion, loop_confusion(labels, predicted, K))
+    assert confusion.dtype == np.int64
+
+
+@pytest.mark.parametrize("run_px", [1, 50])
+def test_labels_counted_through_a_lookup_are_those_looked_up_one_by_one(run_px: int) -> None:
+    """Classes that share a channel, that are void, and a channel whose number is another class's label."""
+    rng = np.random.default_rng(run_px)
+    lookup = np.full(256, VOID, np.uint8)
+    lookup[:7] = (1, 0, 3, 3, VOID, 2, 0)
+    labels_HW = rng.choice([*range(7), 200, VOID], (20, 4)).astype(np.uint8).repeat(run_px, axis=1)
+    predicted_HW = rng.integers(0, K, (20, 4), dtype=np.uint8).repeat(run_px, axis=1)
+    counted = confusion_matrix(labels_HW, predicted_HW, K, lookup)
+    np.testing.assert_array_equal(counted, confusion_matrix(lookup[labels_HW], predicted_HW, K))
+    assert counted.dtype == np.int64
+    lookup[3] = K
+    with pytest.raises(ValueError, match=f"channel {K} with {K} classes"):
+        confusion_matrix(labels_HW, predicted_HW, K, lookup)
+
+
 def test_images_are_added_up_before_anything_is_scored() -> None:
     """IoU of the whole set, not a mean over images."""
     rng = np.random.default_rng(0)

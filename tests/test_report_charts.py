@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from report_world import HOSTILE
@@ -88,6 +89,8 @@ def test_an_empty_cell_is_empty_and_others_have_their_number() -> None:
     text = charts.heat_map(["a", "b"], ["x"], np.array([[np.nan], [0.421]]), "p", "x")
     assert text.count(">42<") == 1
     assert "nan" not in text
+    cell = matplotlib.colors.to_hex(matplotlib.colormaps["cividis"](0.421))
+    assert text.count(f'fill="{cell}"') == 1
 
 
 def test_a_wide_heat_map_grows_and_a_small_one_fits_a_phone() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bundles import nearest_color
+from numpy.typing import NDArray
 from PIL import Image
 from report_world import NEW, OLD, make_workspace
 
@@ -72,6 +74,24 @@ def test_a_bad_image_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     found = score_images(eyes, gathered, open_data(workspace.config.data), "test", 256)
     assert [item.image_id for item in found.images] == ["000", "002"]
     assert [image_id for image_id, _ in found.bad_images] == ["001"]
+
+
+def test_a_bundles_models_look_at_as_many_images_at_once_as_there_are_cores(
+    world: tuple[Workspace, Gathered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look waits for two others."""
+    monkeypatch.setattr("edge_ilseg.devices.runtime.usable_cores", lambda: 3)
+    workspace, gathered = world
+    eyes, _ = load_eyes(workspace, gathered)
+    assert [eye.concurrent_runs for eye in eyes] == [3, 3, 3]
+    three = threading.Barrier(3, timeout=60)
+
+    def mask(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        three.wait()
+        return np.zeros(image_HWC.shape[:2], np.uint8)
+
+    found = score_images([eyes[0]._replace(mask=mask)], gathered, open_data(workspace.config.data), "test", 6)
+    assert len(found.images) == 6
 
 
 def test_what_cannot_be_run_is_a_sentence(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_ilseg.devices.update.gate_records import GateSettings, OwnLimits
-from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.errors import ConfigError, choice_hint
 
 CONFIG_NAME = "agent.toml"
 ROOT_NAME = "root.json"
@@ -70,7 +70,12 @@ def read_agent_config(root: Path) -> AgentConfig:
             hint="edge-ilseg device init sets it up; --root names another folder",
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("agent.toml cannot be read", where=path, found=str(error)) from error
+        raise ConfigError(
+            "agent.toml cannot be read",
+            where=path,
+            found=str(error),
+            hint="let this user read it, and save it as UTF-8",
+        ) from error
     return parse_agent_config(text, path)
 
 
@@ -83,7 +88,9 @@ def parse_agent_config(text: str, path: Path) -> AgentConfig:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError("agent.toml is no TOML", where=path, found=str(error)) from error
+        raise ConfigError(
+            "agent.toml is no TOML", where=path, found=str(error), hint="correct this line of the file"
+        ) from error
     return make_agent_config(table, path)
 
 
@@ -99,12 +106,17 @@ def make_agent_config(table: dict[str, object], path: Path) -> AgentConfig:
             where=path,
             found=name,
             expected=", ".join(known),
-            hint=did_you_mean(name.rpartition(".")[2], known),
+            hint=choice_hint(name.rpartition(".")[2], known),
         )
     try:
         config = msgspec.convert(table, AgentConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError("agent.toml has a value that cannot be used", where=path, found=str(error)) from error
+        raise ConfigError(
+            "agent.toml has a value that cannot be used",
+            where=path,
+            found=str(error),
+            hint="correct the value at this path of the file",
+        ) from error
     folder = path.resolve().parent
     gate = msgspec.structs.replace(
         config.gate, data=_absolute_data(config.gate.data, folder), images=_absolute(config.gate.images, folder)

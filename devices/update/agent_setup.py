@@ -73,7 +73,12 @@ def read_bootstrap(path: Path | None, repository: str) -> bytes:
     try:
         return path.read_bytes()[: MAX_ROOT_BYTES + 1]
     except OSError as error:
-        raise UpdateError("the root metadata cannot be read", where=path, found=error.strerror) from error
+        raise UpdateError(
+            "the root metadata cannot be read",
+            where=path,
+            found=error.strerror,
+            hint="name a file that this user may read: --trust FILE",
+        ) from error
 
 
 def check_bootstrap(data: bytes) -> None:

@@ -56,6 +56,7 @@ def pair_up(new: Manifest, active: Manifest, runtime: Runtime, precision: Precis
             "the classes of the release and those of the active model are not the same ones in the same order",
             found=f"release {', '.join(offered)}",
             expected=f"active {', '.join(known)}",
+            hint="publish a bundle of a step that was trained from the active one",
         )
     if later.step.parent_id != earlier.step.id:
         later = _as_step_of(later, earlier)

@@ -108,7 +108,11 @@ def run_confined(module: str, request: bytes, folder: Path, *, timeout_s: float,
                 start_new_session=True,
             )
     except OSError as error:
-        raise UpdateError("a process for the gate cannot be made", found=error.strerror or str(error)) from error
+        raise UpdateError(
+            "a process for the gate cannot be made",
+            found=error.strerror or str(error),
+            hint="end other programs, and run the same command again",
+        ) from error
     try:
         killed_for, peak_mib = _watch(process.pid, timeout_s, memory_mib)
     finally:

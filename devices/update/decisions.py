@@ -35,6 +35,7 @@ from edge_ilseg.devices.update.state import (
 from edge_ilseg.errors import UpdateError
 
 MAX_GATE_RUNS = 3
+SEE_STATUS = "see what is on its way: edge-ilseg device status"
 EARLIEST_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 """This program is younger: the time floor where nothing else is known."""
 
@@ -167,7 +168,11 @@ def adopted(state: AgentState) -> AgentState:
     """The candidate's content is what runs already: nothing is left to do but to remember its number (rule 2)."""
     candidate = _candidate(state, PHASES_OF_WORK)
     if candidate.content_id != state.active.content_id:
-        raise UpdateError("only what runs already is adopted", found=candidate.content_id)
+        raise UpdateError(
+            "only what runs already is adopted",
+            found=candidate.content_id,
+            hint="edge-ilseg device run goes on with it",
+        )
     return _permanent(state, candidate, state.previous)
 
 
@@ -239,7 +244,11 @@ def leaving_active(state: AgentState, reason: str, *, is_rejected: bool) -> Agen
     """
     good = resorts(state)[0]
     if good.content_id == state.active.content_id:
-        raise UpdateError("there is no other model to go back to", found=f"only {good.content_id}")
+        raise UpdateError(
+            "there is no other model to go back to",
+            found=f"only {good.content_id}",
+            hint="publish a release that this device can go to: edge-ilseg publish add",
+        )
     return _leaving(dropped(state), state.active, good, reason, is_rejected=is_rejected)
 
 
@@ -320,4 +329,5 @@ def _wrong_phase(state: AgentState, what: str, expected: tuple[Phase, ...]) -> U
         where="state.json",
         found=f"phase {state.phase}",
         expected=" or ".join(f"phase {item}" for item in expected),
+        hint=SEE_STATUS,
     )

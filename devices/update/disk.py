@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from edge_ilseg.devices.update.lock import held
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import ACCESS_HINT, PUBLISH_AGAIN, UpdateError
 
 ROOT = "."
 PIECE_BYTES = 256 << 10
@@ -157,7 +157,9 @@ class RealDisk:
     def _path(self, path: str) -> Path:
         parts = path.split("/")
         if path != ROOT and any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise UpdateError("a name leaves the device's folder", where=self.root, found=repr(path))
+            raise UpdateError(
+                "a name leaves the device's folder", where=self.root, found=repr(path), hint=PUBLISH_AGAIN
+            )
         return self.root / path
 
 
@@ -256,5 +258,7 @@ def disk_errors(what: str) -> Iterator[None]:
             what,
             where=error.filename,
             found=error.strerror or str(error),
-            hint="free some space and run the same command again; the model in use goes on running" if full else None,
+            hint="free some space and run the same command again; the model in use goes on running"
+            if full
+            else ACCESS_HINT,
         ) from error

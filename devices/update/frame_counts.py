@@ -134,6 +134,7 @@ class FrameCounts:
                 "the model gives a channel that the bundle does not have",
                 found=f"channel {highest if highest >= count else lowest}",
                 expected=f"0 to {count - 1}",
+                hint="publish a bundle that was exported again",
             )
         counted_HW = mask_HW[:: max(1, -(-mask_HW.size // COUNTED_PIXELS))]
         return np.bincount(counted_HW.ravel().astype(np.intp), minlength=count).astype(np.int64)

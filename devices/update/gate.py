@@ -53,7 +53,12 @@ def run_gate(slot: Path, active: Path | None, release: Release, settings: GateSe
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=work)).resolve()
     except OSError as error:
-        raise UpdateError("the gate has no place to work", where=work, found=error.strerror) from error
+        raise UpdateError(
+            "the gate has no place to work",
+            where=work,
+            found=error.strerror,
+            hint="free some space, and let this user write there",
+        ) from error
     try:
         request = GateRequest(
             slot=str(slot.resolve()),

@@ -95,6 +95,7 @@ def judge(request: GateRequest) -> GateVerdict:
                 "the slot holds another bundle than the release names",
                 found=manifest.bundle_id[:12],
                 expected=request.bundle_id[:12],
+                hint="publish the bundle again",
             )
     except EdgeIlsegError as error:
         return GateVerdict("refused", is_taken=False, reason=error.one_line())

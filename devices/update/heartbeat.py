@@ -35,6 +35,7 @@ BASELINE_NAME = "baseline.json"
 HEARTBEAT_FORMAT: Literal["edge-ilseg-heartbeat"] = "edge-ilseg-heartbeat"
 HEARTBEAT_VERSION = 1
 MAX_HEARTBEAT_BYTES = 64 << 10
+SAME_VERSION = "the application and the agent need the same version of edge-ilseg"
 MAX_ERROR_CHARACTERS = 300
 
 Total = Annotated[int, Meta(ge=0, le=2**53)]
@@ -117,7 +118,12 @@ def parse_heartbeat(data: bytes, *, where: object = None) -> Heartbeat:
         UpdateError: not such a record, of another version, or one that contradicts itself.
     """
     if len(data) > MAX_HEARTBEAT_BYTES:
-        raise UpdateError("the heartbeat is too large", where=where, expected=f"at most {MAX_HEARTBEAT_BYTES} bytes")
+        raise UpdateError(
+            "the heartbeat is too large",
+            where=where,
+            expected=f"at most {MAX_HEARTBEAT_BYTES} bytes",
+            hint=SAME_VERSION,
+        )
     return parse_versioned(
         data,
         Heartbeat,
@@ -126,7 +132,7 @@ def parse_heartbeat(data: bytes, *, where: object = None) -> Heartbeat:
         error=UpdateError,
         what="the heartbeat",
         where=where,
-        hint="the application and the agent need the same version of edge-ilseg",
+        hint=SAME_VERSION,
     )
 
 
@@ -204,7 +210,9 @@ def _read_plain_file(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UpdateError("the heartbeat is no plain file", where=path)
+            raise UpdateError(
+                "the heartbeat is no plain file", where=path, hint="remove it: the application writes it again"
+            )
         return file.read(MAX_HEARTBEAT_BYTES + 1)
 
 

@@ -28,6 +28,8 @@ from edge_ilseg.errors import UpdateError
 MAX_SKIP_BYTES = 256 << 20
 """Thrown away at most, of one answer that ignores `Range`."""
 MAX_REDIRECTS = 5
+ADDRESS_HINT = "write it as https://host/folder"
+RANGES_HINT = "use a server that knows ranges (any usual one does)"
 MAX_RETRY_AFTER_S = 86_400.0
 WAIT_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 CLOCK_HINT = "is the device's clock right, and does it know the authority of the certificate (SSL_CERT_FILE)?"
@@ -91,7 +93,12 @@ class HttpTransport:
                     hint="give the address that it sends to as the repository, if you trust it",
                     status=response.status,
                 )
-        raise TransportError("the server sends us in a circle", where=url, found=f"{MAX_REDIRECTS} redirections")
+        raise TransportError(
+            "the server sends us in a circle",
+            where=url,
+            found=f"{MAX_REDIRECTS} redirections",
+            hint="mend the redirections of the server",
+        )
 
     def _check_answer(
         self, response: BaseHTTPResponse, url: str, start: int, end: int | None
@@ -120,7 +127,7 @@ class HttpTransport:
                 where=url,
                 found=f"it ignores Range, and {start} bytes stand before the part",
                 expected=f"at most {MAX_SKIP_BYTES}",
-                hint="use a server that knows ranges (any usual one does)",
+                hint=RANGES_HINT,
             )
         if end is None:
             return start, None if length is None else length - start
@@ -178,7 +185,7 @@ def check_address(address: str, what: str) -> SplitResult:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UpdateError(f"{what} is no URL", where=address, found=str(error)) from error
+        raise UpdateError(f"{what} is no URL", where=address, found=str(error), hint=ADDRESS_HINT) from error
     if parts.username is not None or parts.password is not None:
         raise UpdateError(
             f"{what} holds a password",
@@ -186,7 +193,7 @@ def check_address(address: str, what: str) -> SplitResult:
             hint="leave it out: what is signed needs no secret to be fetched, and a device keeps none",
         )
     if not host:
-        raise UpdateError(f"{what} names no host", where=address, expected="https://host/folder")
+        raise UpdateError(f"{what} names no host", where=address, expected="https://host/folder", hint=ADDRESS_HINT)
     return parts
 
 
@@ -194,7 +201,10 @@ def _checked_base(repository: str) -> str:
     parts = check_address(repository, "the address of the repository")
     if parts.query or parts.fragment:
         raise UpdateError(
-            "the address of the repository is not plain", where=repository, expected="https://host/folder"
+            "the address of the repository is not plain",
+            where=repository,
+            expected="https://host/folder",
+            hint=ADDRESS_HINT,
         )
     return repository.rstrip("/") + "/"
 
@@ -227,6 +237,7 @@ def _check_part(response: BaseHTTPResponse, url: str, start: int, end: int | Non
             where=url,
             found=f"Content-Length: {length}",
             expected=f"{last - first + 1} bytes, as in Content-Range",
+            hint=RANGES_HINT,
         )
     return last - first + 1
 
@@ -237,6 +248,7 @@ def _wrong_part(url: str, text: str, start: int, end: int | None) -> TransportEr
         where=url,
         found=f"Content-Range: {text[:80] or 'none'}",
         expected=f"bytes {start}-{'' if end is None else end - 1}",
+        hint=RANGES_HINT,
     )
 
 
@@ -253,6 +265,12 @@ def _status_error(response: BaseHTTPResponse, url: str) -> TransportError:
     return refused(what, response, url)
 
 
+def _hint_of(status: int, is_transient: bool) -> str | None:
+    if status in (401, 403):
+        return "let the server give it to everybody: what is signed needs no login, and a device keeps none"
+    return None if is_transient else "correct the address, or publish or copy it again"
+
+
 def refused(what: str, response: BaseHTTPResponse, url: str) -> TransportError:
     """The error of an answer with a status that says no."""
     is_transient = response.status >= 500 or response.status in WAIT_STATUSES
@@ -263,6 +281,7 @@ def refused(what: str, response: BaseHTTPResponse, url: str) -> TransportError:
         is_transient=is_transient,
         status=response.status,
         retry_after_s=_retry_after_s(response) if is_transient else None,
+        hint=_hint_of(response.status, is_transient),
     )
 
 
@@ -303,7 +322,12 @@ def _as_transport_error(error: Exception, url: str) -> TransportError:
         return _slow(url)
     if isinstance(error, (exceptions.ProtocolError, OSError)):
         return _cut(url, found)
-    return TransportError("the server's answer cannot be understood", where=url, found=found)
+    return TransportError(
+        "the server's answer cannot be understood",
+        where=url,
+        found=found,
+        hint="see whether a proxy answers in place of the server",
+    )
 
 
 def _slow(url: str) -> TransportError:

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 from edge_ilseg.devices.update import decisions
 from edge_ilseg.devices.update.disk import Disk, disk_errors
 from edge_ilseg.devices.update.slots import (
+    FETCH_AGAIN,
     bundle_path,
     check_slot,
     collect,
@@ -32,7 +33,15 @@ from edge_ilseg.devices.update.slots import (
     prepare,
     slot_names,
 )
-from edge_ilseg.devices.update.state import AgentState, Candidate, Installed, read_copies, read_state, write_state
+from edge_ilseg.devices.update.state import (
+    SET_UP,
+    AgentState,
+    Candidate,
+    Installed,
+    read_copies,
+    read_state,
+    write_state,
+)
 from edge_ilseg.errors import UpdateError
 
 GateVerdict = Literal["passed", "failed", "no verdict"]
@@ -161,7 +170,7 @@ def reject(disk: Disk, release: int, reason: str, now: datetime) -> AgentState:
         if any(entry.release == release for entry in state.rejected):
             return state
         if decisions.kept_candidate(state).release != release:
-            raise UpdateError("this release is not on its way", found=release)
+            raise UpdateError("this release is not on its way", found=release, hint=decisions.SEE_STATUS)
         return write_state(disk, decisions.rejected(state, reason, now))
 
 
@@ -220,7 +229,9 @@ def confirm(disk: Disk, release: int) -> AgentState:
             return state
         after = decisions.confirmed(state)
         if after.active.release != release or current_content(disk) != after.active.content_id:
-            raise UpdateError("this release is not on trial", found=after.active.release, expected=release)
+            raise UpdateError(
+                "this release is not on trial", found=after.active.release, expected=release, hint=decisions.SEE_STATUS
+            )
         return write_state(disk, after)
 
 
@@ -276,9 +287,7 @@ def _known_state(disk: Disk) -> tuple[AgentState, tuple[str, ...]]:
     whole = tuple(name for name in slot_names(disk) if is_whole(disk, name, bundle_only=True))
     state = decisions.state_of_slots(whole, current_content(disk))
     if state is None:
-        raise UpdateError(
-            "this device is not set up", found="; ".join(copies.notes), hint="edge-ilseg device init BUNDLE"
-        )
+        raise UpdateError("this device is not set up", found="; ".join(copies.notes), hint=SET_UP)
     lost = f"the floor and the rejected releases are forgotten; {state.active.content_id[:12]} is taken as active"
     return write_state(disk, state), (*copies.notes, lost)
 
@@ -346,7 +355,7 @@ def _count_start(disk: Disk, now: datetime) -> Start:
         reason = f"not confirmed after {state.trial.starts if state.trial is not None else 0} starts"
         state, notes, there_is_one = _go_back(disk, decisions.leaving_trial(state, reason), now, notes)
     if not there_is_one:
-        raise UpdateError("there is no whole model on this device", hint="edge-ilseg device run fetches it again")
+        raise UpdateError("there is no whole model on this device", hint=FETCH_AGAIN)
     return _start_of(state.active, notes)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import ACCESS_HINT, UpdateError
 
 RETRY_S = 0.02
 LOCK_MODE = 0o664
@@ -37,7 +37,7 @@ def held(path: Path, *, deadline_s: float) -> Iterator[None]:
     try:
         descriptor = _open(path)
     except OSError as error:
-        raise UpdateError("a lock cannot be opened", where=path, found=error.strerror) from error
+        raise UpdateError("a lock cannot be opened", where=path, found=error.strerror, hint=ACCESS_HINT) from error
     try:
         _wait(descriptor, path, deadline_s)
         _write_holder(descriptor, str(os.getpid()))
@@ -70,7 +70,9 @@ def _wait(descriptor: int, path: Path, deadline_s: float) -> None:
             return
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise UpdateError("a lock cannot be taken", where=path, found=error.strerror) from error
+                raise UpdateError(
+                    "a lock cannot be taken", where=path, found=error.strerror, hint=ACCESS_HINT
+                ) from error
         if time.monotonic() >= end:
             raise UpdateError(
                 "another command is at work on this device",

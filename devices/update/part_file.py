@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import ACCESS_HINT, UpdateError
 from edge_ilseg.files import sync_folder
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -98,5 +98,8 @@ def disk_errors(where: Path) -> Iterator[None]:
                 "the disk is full", where=where, found=found, hint=f"free some space, {KEPT_HINT}"
             ) from error
         raise UpdateError(
-            "a file of the update cannot be written or read", where=error.filename or where, found=found
+            "a file of the update cannot be written or read",
+            where=error.filename or where,
+            found=found,
+            hint=ACCESS_HINT,
         ) from error

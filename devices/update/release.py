@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_ilseg.devices.limits import Limits
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import PUBLISH_AGAIN, UpdateError
 from edge_ilseg.records import parse_versioned
 
 ROLLOUTS_TARGET = "rollouts.json"
@@ -30,6 +30,7 @@ MAX_RECORD_BYTES = 4 << 20
 MAX_PACK_BYTES = 4 << 30
 MAX_INDEX_BYTES = 16 << 20
 UPDATE_AGENT = "update edge-ilseg on this device"
+TIME_HINT = "write date, time and zone, as 2026-01-31T12:00:00+00:00"
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -174,7 +175,9 @@ def parse_rollouts(data: bytes, *, where: object = None) -> Rollouts:
     )
     numbers = [entry.release for entry in rollouts.entries]
     if sorted(set(numbers)) != numbers:
-        raise UpdateError("the numbers of the releases do not rise", where=where, found=str(numbers)[:200])
+        raise UpdateError(
+            "the numbers of the releases do not rise", where=where, found=str(numbers)[:200], hint=PUBLISH_AGAIN
+        )
     _check_time(rollouts.published, where)
     for entry in rollouts.entries:
         if entry.rollout.not_before is not None:
@@ -204,6 +207,7 @@ def parse_release(data: bytes, *, where: object = None) -> Release:
             where=where,
             found=release.pack.path,
             expected=pack_path(release.content_id),
+            hint=PUBLISH_AGAIN,
         )
     _check_time(release.published, where)
     return release
@@ -213,8 +217,12 @@ def _check_time(text: str, where: object) -> None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise UpdateError("a time is not in ISO 8601", where=where, found=repr(text)) from error
+        raise UpdateError("a time is not in ISO 8601", where=where, found=repr(text), hint=TIME_HINT) from error
     if moment.tzinfo is None or not re.match(r"\d{4}-", text):
         raise UpdateError(
-            "a time has no time zone", where=where, found=repr(text), expected="as 2026-01-31T12:00:00+00:00"
+            "a time has no time zone",
+            where=where,
+            found=repr(text),
+            expected="as 2026-01-31T12:00:00+00:00",
+            hint=TIME_HINT,
         )

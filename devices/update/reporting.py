@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 REPORT_FORMAT: Literal["edge-ilseg-device-report"] = "edge-ilseg-device-report"
 FORMAT_VERSION = 1
 MAX_REPORT_BYTES = 64 << 10
+SAME_VERSIONS = "use the same version of edge-ilseg here and on the devices"
 MAX_SHORT, MAX_REASON = 100, 2000
 """Characters of a name, and of a reason."""
 MAX_FORGOTTEN = 100
@@ -169,6 +170,7 @@ def check_device_id(device_id: str) -> str:
             "the id of the device cannot be used",
             found=repr(device_id)[:100],
             expected="1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or a digit",
+            hint="give another: --device-id, or device_id in agent.toml",
         )
     return device_id
 
@@ -226,6 +228,7 @@ def parse_device_report(data: bytes, *, where: object = None) -> DeviceReport:
             where=where,
             found=f"{len(data)} bytes",
             expected=f"at most {MAX_REPORT_BYTES}",
+            hint=SAME_VERSIONS,
         )
     report = parse_versioned(
         data,
@@ -235,17 +238,19 @@ def parse_device_report(data: bytes, *, where: object = None) -> DeviceReport:
         error=UpdateError,
         what="the report of a device",
         where=where,
-        hint="use the same version of edge-ilseg here and on the devices",
+        hint=SAME_VERSIONS,
     )
     interval = report.retention and report.retention.old_miou_drop_interval_pct
     if interval and interval[0] > interval[1]:
-        raise UpdateError("an interval ends before it begins", where=where, found=str(interval))
+        raise UpdateError("an interval ends before it begins", where=where, found=str(interval), hint=SAME_VERSIONS)
     try:
         moment = datetime.fromisoformat(report.created)
     except ValueError as error:
-        raise UpdateError("a time is not in ISO 8601", where=where, found=repr(report.created)) from error
+        raise UpdateError(
+            "a time is not in ISO 8601", where=where, found=repr(report.created), hint=SAME_VERSIONS
+        ) from error
     if moment.tzinfo is None:
-        raise UpdateError("a time has no time zone", where=where, found=repr(report.created))
+        raise UpdateError("a time has no time zone", where=where, found=repr(report.created), hint=SAME_VERSIONS)
     return report
 
 

@@ -33,7 +33,7 @@ from edge_ilseg.devices.update.disk import (
     write_new,
 )
 from edge_ilseg.devices.update.release import MAX_INDEX_BYTES, MAX_PACK_BYTES
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import PackError, UpdateError
 
 if TYPE_CHECKING:
     from edge_ilseg.pack_index import PackFile, PackIndex
@@ -42,6 +42,8 @@ SLOTS = "slots"
 INCOMING = "incoming"
 CURRENT = "current"
 INDEX_NAME = "index"
+FETCH_AGAIN = "edge-ilseg device run fetches it again"
+WORN_OUT = "the flash or the card of this device may be worn out"
 BUNDLE_NAME = "bundle"
 SIZE_BYTES = 8
 CONTENT_ID = re.compile(r"[0-9a-f]{64}")
@@ -180,7 +182,7 @@ def _checked_head(index: PackIndex, content_id: str) -> bytes:
 
     head = encode_index(index)
     if hashlib.sha256(head).hexdigest() != content_id:
-        raise UpdateError(
+        raise PackError(
             "the index is not that of the content", found=hashlib.sha256(head).hexdigest(), expected=content_id
         )
     stored_bytes = [item.stored_bytes for item in index.chunks] + [item.stored_bytes for item in index.differences]
@@ -208,17 +210,19 @@ def _write_whole(
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            problem = UpdateError("the disk refuses the content", where=error.filename, found=error.strerror)
+            problem = UpdateError(
+                "the disk refuses the content", where=error.filename, found=error.strerror, hint=WORN_OUT
+            )
     _remove_if_possible(disk, part)
     raise UpdateError(
         f"the disk did not keep what was written, {ATTEMPTS} times",
         where=slot_path(content_id),
         found=problem.one_line() if problem is not None else None,
-        hint="the flash or the card of this device may be worn out",
+        hint=WORN_OUT,
     ) from problem
 
 
-class _WrongChunkError(UpdateError):
+class _WrongChunkError(PackError):
     """What was to be written is wrong already: to repeat it is no use."""
 
 
@@ -263,14 +267,18 @@ def _check_folder(disk: Disk, folder: str, content_id: str, *, bundle_only: bool
         found = _walk(disk, join(folder, BUNDLE_NAME) if bundle_only else folder)
         names = {path.removeprefix(f"{folder}/") for path in found} - {INDEX_NAME}
         if names != set(files):
-            raise UpdateError("a slot has other files than its content", where=folder, found=min(names ^ set(files)))
+            raise UpdateError(
+                "a slot has other files than its content", where=folder, found=min(names ^ set(files)), hint=FETCH_AGAIN
+            )
         for path, file in files.items():
             _check_file(disk, join(folder, path), file)
 
     try:
         repeat_on_eio(check)
     except OSError as error:
-        raise UpdateError("a slot cannot be read", where=error.filename or folder, found=error.strerror) from error
+        raise UpdateError(
+            "a slot cannot be read", where=error.filename or folder, found=error.strerror, hint=FETCH_AGAIN
+        ) from error
 
 
 def _check_file(disk: Disk, path: str, file: PackFile) -> None:
@@ -283,6 +291,7 @@ def _check_file(disk: Disk, path: str, file: PackFile) -> None:
             where=path,
             found=f"sha256 {digest.hexdigest()[:12]}",
             expected=f"sha256 {file.sha256.hex()[:12]}",
+            hint=FETCH_AGAIN,
         )
 
 
@@ -291,10 +300,12 @@ def _listed_files(disk: Disk, folder: str, content_id: str) -> dict[str, PackFil
 
     path = join(folder, INDEX_NAME)
     if disk.kind(path) != "file":
-        raise UpdateError("there is no slot of this content", where=folder)
+        raise UpdateError("there is no slot of this content", where=folder, hint=FETCH_AGAIN)
     data = disk.read(path, SIZE_BYTES + MAX_INDEX_BYTES + 1)
     if hashlib.sha256(data[SIZE_BYTES:]).hexdigest() != content_id:
-        raise UpdateError("the index of a slot is damaged", where=path, expected=f"sha256 {content_id}")
+        raise UpdateError(
+            "the index of a slot is damaged", where=path, expected=f"sha256 {content_id}", hint=FETCH_AGAIN
+        )
     pack_bytes = min(int.from_bytes(data[:SIZE_BYTES], "big"), MAX_PACK_BYTES)
     index = parse_index(data[SIZE_BYTES:], pack_bytes=pack_bytes, where=path)
     return {file.path: file for file in index.files}
@@ -314,7 +325,7 @@ def _walk(disk: Disk, folder: str) -> Iterator[str]:
         elif kind == "file":
             yield path
         else:
-            raise UpdateError("a slot holds something that is no plain file", where=path, found=kind)
+            raise UpdateError("a slot holds something that is no plain file", where=path, found=kind, hint=FETCH_AGAIN)
 
 
 def _names(disk: Disk, folder: str) -> tuple[str, ...]:

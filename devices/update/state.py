@@ -28,6 +28,8 @@ COPY_NAME = "state.copy.json"
 STATE_FORMAT: Literal["edge-ilseg-agent-state"] = "edge-ilseg-agent-state"
 STATE_VERSION = 1
 MAX_STATE_BYTES = 64 << 10
+SET_UP = "edge-ilseg device init BUNDLE sets a device up"
+MENDED = "any command of `edge-ilseg device` puts its copy in its place, and says so"
 MAX_REJECTED = 64
 MAX_REASON_CHARACTERS = 200
 
@@ -151,7 +153,9 @@ def parse_state(data: bytes, *, where: object = None) -> AgentState:
         UpdateError: not such a record, of another version, or one that contradicts itself.
     """
     if len(data) > MAX_STATE_BYTES:
-        raise UpdateError("the device's state is damaged", where=where, found=f"more than {MAX_STATE_BYTES} bytes")
+        raise UpdateError(
+            "the device's state is damaged", where=where, found=f"more than {MAX_STATE_BYTES} bytes", hint=MENDED
+        )
     return parse_versioned(
         data,
         AgentState,
@@ -160,7 +164,7 @@ def parse_state(data: bytes, *, where: object = None) -> AgentState:
         error=UpdateError,
         what="the device's state",
         where=where,
-        hint="any command of edge-ilseg device puts its copy in its place, and says so",
+        hint=MENDED,
     )
 
 
@@ -172,7 +176,7 @@ def read_state(disk: Disk) -> AgentState:
     """
     data = _read(disk, STATE_NAME)
     if isinstance(data, str):
-        raise UpdateError(data, hint="edge-ilseg device init BUNDLE sets a device up")
+        raise UpdateError(data, hint=SET_UP)
     return parse_state(data, where=STATE_NAME)
 
 
@@ -190,12 +194,13 @@ def read_copies(disk: Disk) -> Copies:
     is_newer = False
     data = {name: _read(disk, name) for name in (STATE_NAME, COPY_NAME)}
     for name, found in data.items():
+        if isinstance(found, str):
+            notes.append(found)
+            continue
         try:
-            if isinstance(found, str):
-                raise UpdateError(found)
             state = parse_state(found, where=name)
         except UpdateError as error:
-            is_newer |= isinstance(found, bytes) and _version(found) > STATE_VERSION
+            is_newer |= _version(found) > STATE_VERSION
             notes.append(error.one_line())
             continue
         if name == STATE_NAME:

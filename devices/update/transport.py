@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import ACCESS_HINT, PUBLISH_AGAIN, UpdateError
 
 PIECE_BYTES = 64 << 10
 WHOLE_PATIENCE = 10
 """`read_whole` takes at most so many times the timeout of one wait."""
+COPY_HINT = "the repository is damaged, or was copied in part: publish or copy it again"
 MISSING = 404
 FORBIDDEN = 403
 NEVER_AGAIN = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG)
@@ -39,6 +40,8 @@ class TransportError(UpdateError):
         status: of HTTP; 404 and 403 of a folder mean the like. `None` where there was no answer.
         retry_after_s: how long the server asks to be left alone.
     """
+
+    default_hint = "look at the network and at the server; the next run goes on where this one stopped"
 
     def __init__(
         self,
@@ -115,10 +118,16 @@ def as_folder(address: str, what: str) -> Path | None:
             where=address,
             found=f"{scheme[1]}://",
             expected="https://, http://, file:// or the path of a folder",
+            hint="write the address in one of these ways",
         )
     parts = urlsplit(address)
     if parts.netloc not in ("", "localhost"):
-        raise UpdateError(f"{what} is on another machine", where=address, expected="file:///path")
+        raise UpdateError(
+            f"{what} is on another machine",
+            where=address,
+            expected="file:///path",
+            hint="mount the folder here, and name its path",
+        )
     return Path(unquote(parts.path))
 
 
@@ -152,12 +161,21 @@ class FolderTransport:
         resolved = Path(os.path.realpath(where, strict=True))  # Path.resolve has an error of its own for a loop
         if not resolved.is_relative_to(os.path.realpath(self._folder, strict=True)):
             raise TransportError(
-                "a link leads out of the repository", where=where, found=f"it leads to {resolved}", status=FORBIDDEN
+                "a link leads out of the repository",
+                where=where,
+                found=f"it leads to {resolved}",
+                status=FORBIDDEN,
+                hint="copy the repository again, with plain files alone",
             )
         descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise TransportError("this is no plain file", where=where, status=FORBIDDEN)
+            raise TransportError(
+                "this is no plain file",
+                where=where,
+                status=FORBIDDEN,
+                hint="copy the repository again, with plain files alone",
+            )
         return descriptor
 
     def _error(self, error: OSError, where: Path) -> TransportError:
@@ -171,13 +189,18 @@ class FolderTransport:
         if error.errno in NEVER_AGAIN:
             status = MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else FORBIDDEN
             return TransportError(
-                "a file of the repository cannot be read", where=where, found=error.strerror, status=status
+                "a file of the repository cannot be read",
+                where=where,
+                found=error.strerror,
+                status=status,
+                hint=COPY_HINT if status == MISSING else ACCESS_HINT,
             )
         return TransportError(
             "reading a file of the repository failed",
             where=where,
             found=error.strerror or str(error),
             is_transient=True,
+            hint="plug it in again, or copy the repository again; what has arrived is kept",
         )
 
 
@@ -210,6 +233,7 @@ def collect(pieces: Iterator[bytes], max_bytes: int, where: object, *, deadline_
                 where=where,
                 found=f"more than {len(data)} bytes",
                 expected=f"at most {max_bytes}",
+                hint=COPY_HINT,
             )
         if end is not None and time.monotonic() > end:
             raise TransportError(
@@ -225,7 +249,9 @@ def check_path(path: str) -> None:
     """Raise `TransportError` unless `path` is a plain relative one (rule 3)."""
     parts = path.split("/")
     if any(part in ("", ".", "..") or any(ord(sign) < 32 or sign in "\\\x7f" for sign in part) for part in parts):
-        raise TransportError("a name leads out of the repository, or is none", found=repr(path)[:200])
+        raise TransportError(
+            "a name leads out of the repository, or is none", found=repr(path)[:200], hint=PUBLISH_AGAIN
+        )
 
 
 def too_short(where: object, found_bytes: int | None, end: int) -> TransportError:
@@ -235,5 +261,5 @@ def too_short(where: object, found_bytes: int | None, end: int) -> TransportErro
         where=where,
         found="it ends earlier" if found_bytes is None else f"{found_bytes} bytes",
         expected=f"at least {end} bytes",
-        hint="the repository is damaged, or was copied in part: publish or copy it again",
+        hint=COPY_HINT,
     )

@@ -106,7 +106,7 @@ def _read(path: Path) -> TrialClock | None:
             error=UpdateError,
             what="the clock of the trial",
             where=path,
-            hint=None,
+            hint="nothing to do: the time of the trial is counted from here on",
         )
     except (OSError, UpdateError):
         return None

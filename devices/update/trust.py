@@ -59,7 +59,7 @@ from edge_ilseg.devices.update.release import (
 )
 from edge_ilseg.devices.update.transport import FORBIDDEN, MISSING, Transport, TransportError
 from edge_ilseg.devices.update.tuf_fetcher import BASE_URL, DEADLINE_S, TufFetcher
-from edge_ilseg.errors import EdgeIlsegError, UpdateError
+from edge_ilseg.errors import ACCESS_HINT, EdgeIlsegError, UpdateError
 from edge_ilseg.files import write_bytes
 from edge_ilseg.records import parse_versioned
 
@@ -86,7 +86,7 @@ ERRORS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         BadVersionNumberError,
         f"the repository is older than what this device has seen, or mixed from several states: {UPDATING_STOPS}",
-        "an old copy, or somebody puts old files in the place of new ones",
+        "copy the newest state of the repository; if this is it, somebody puts old files in the place of new ones",
     ),
     (
         LengthOrHashMismatchError,
@@ -145,7 +145,12 @@ class TrustedRepository:
                 with _as_update_errors(self._now, entry.target):
                     return _read_target(self._client, self._folder, entry.target, partial(_parse_release, entry=entry))
         numbers = ", ".join(str(entry.release) for entry in self.rollouts.entries[-10:])
-        raise UpdateError("the repository has no such release", found=number, expected=numbers or "it has none")
+        raise UpdateError(
+            "the repository has no such release",
+            found=number,
+            expected=numbers or "it has none",
+            hint="see what there is now: edge-ilseg device check",
+        )
 
 
 class _Client(Updater):
@@ -231,6 +236,7 @@ def _read_target(client: Updater, folder: Path, name: str, parse: Callable[[byte
             where=name,
             found=f"{info.length} bytes",
             expected=f"at most {MAX_RECORD_BYTES} bytes",
+            hint="the publisher has to publish it again",
         )
     path = folder / "targets" / name.replace("/", "-")
     if client.find_cached_target(info, str(path)) is not None:
@@ -273,7 +279,7 @@ def _read_trusted(root: Path) -> dict[str, bytes]:
                 error=UpdateError,
                 what="the record of what is trusted",
                 where=root / name,
-                hint=None,
+                hint="nothing to do: trust goes on from the copy of the record",
             )
         except (UpdateError, OSError):  # never written, or damaged: there is the other one
             continue
@@ -329,4 +335,5 @@ def _as_update_errors(now: datetime, where: str) -> Iterator[None]:
             "what is trusted cannot be read or written",
             where=error.filename or where,
             found=error.strerror or str(error),
+            hint=ACCESS_HINT,
         ) from error

@@ -30,7 +30,12 @@ def write_units(out: Path, root: Path, program: str | None = None) -> tuple[Path
     place = str(root.resolve())
     for what, text in (("the device's folder", place), ("the program", command)):
         if not text.startswith("/") or any(character in text for character in "%$\"'\\\n"):
-            raise ConfigError(f"the path of {what} cannot stand in a systemd unit", found=text, expected="a plain path")
+            raise ConfigError(
+                f"the path of {what} cannot stand in a systemd unit",
+                found=text,
+                expected="a plain path",
+                hint="give a path from the root, without % $ and quotes: --root, --program",
+            )
     written = []
     for name in NAMES:
         text = (TEMPLATES / name).read_text(encoding="utf-8")

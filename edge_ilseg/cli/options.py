@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from edge_ilseg.config import DataConfig, DataOptions, TrainConfig, override
-from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.errors import ConfigError, choice_hint
 from edge_ilseg.schedule import CHECKPOINT_SECONDS
 
 workspace_argument = click.argument(
@@ -141,7 +141,7 @@ def parse_settings(settings: TrainConfig, items: Sequence[str]) -> dict[str, Any
                 where="--set",
                 found=repr(item),
                 expected="KEY=VALUE, each key once",
-                hint=did_you_mean(key, hints),
+                hint=choice_hint(key, hints),
             )
         try:
             values[key] = msgspec.convert(text, hints[key], strict=False)
@@ -183,7 +183,7 @@ def parse_data_text(text: str) -> DataConfig:
             "the data set cannot be read",
             found=repr(text),
             expected=f"KIND:ROOT, with KIND one of {', '.join(DATASETS)}",
-            hint=did_you_mean(kind, DATASETS),
+            hint=choice_hint(kind, DATASETS),
         )
     return DataConfig(kind=kind, root=str(Path(root).resolve()) if root else None)
 

@@ -15,7 +15,7 @@ from edge_ilseg.data.folder import Folder
 from edge_ilseg.data.msrc import Msrc
 from edge_ilseg.data.shapes import Shapes
 from edge_ilseg.data.voc import Voc
-from edge_ilseg.errors import ConfigError, DataError, did_you_mean
+from edge_ilseg.errors import ConfigError, DataError, choice_hint
 
 if TYPE_CHECKING:
     from edge_ilseg.config import DataConfig  # which checks itself with `data.transforms`
@@ -70,7 +70,7 @@ def check_kind(kind: str) -> None:
         raise ConfigError(
             f"unknown kind of data set {kind!r}",
             expected=f"one of {', '.join(DATASETS)}",
-            hint=did_you_mean(kind, DATASETS),
+            hint=choice_hint(kind, DATASETS),
         )
 
 
@@ -110,7 +110,7 @@ def _check_option(kind: str, name: str, types: Mapping[str, object]) -> None:
         raise ConfigError(
             f"the data set {kind!r} has no option {name!r}",
             expected=f"one of {', '.join(types)}" if types else "no option at all",
-            hint=did_you_mean(name, types),
+            hint=choice_hint(name, types),
         )
 
 
@@ -122,4 +122,5 @@ def _converted(kind: str, name: str, value: object, to: Any, *, strict: bool) ->
             f"the option {name!r} of the data set {kind!r} has a value that cannot be used",
             found=repr(value),
             expected=str(error),
+            hint=f"write {name}=VALUE with a value of this type",
         ) from error

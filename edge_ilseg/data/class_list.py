@@ -43,6 +43,7 @@ def read_class_list(root: Path) -> ClassList:
             "the data set has no list of classes",
             where=root,
             expected="classes.txt with one class name a line in the order of the label ids, or CVAT's labelmap.txt",
+            hint="write classes.txt there, or give the folder that holds it",
         )
     entries = [(number, *_parse_line(line, number, path)) for number, line in read_lines(path)]
     _check_entries(entries, path)
@@ -73,27 +74,45 @@ def _parse_line(line: str, number: int, path: Path) -> tuple[str, Color | None]:
             where=f"{path}, line {number}",
             found=repr(line),
             expected="`name` or `name: r,g,b` with levels from 0 to 255",
+            hint="correct this line",
         )
     return name, (int(levels[0]), int(levels[1]), int(levels[2])) if levels else None
 
 
 def _check_entries(entries: list[tuple[int, str, Color | None]], path: Path) -> None:
     if not any(name.lower() not in VOID_NAMES for _, name, _ in entries):
-        raise DataError("the list of classes is empty", where=path, expected="one class name a line")
+        raise DataError(
+            "the list of classes is empty",
+            where=path,
+            expected="one class name a line",
+            hint="write the names of the classes into it",
+        )
     if len(entries) > VOID:
         raise DataError(
-            "there are more classes than a mask can hold", where=path, found=len(entries), expected=f"at most {VOID}"
+            "there are more classes than a mask can hold",
+            where=path,
+            found=len(entries),
+            expected=f"at most {VOID}",
+            hint="leave classes out, or merge some",
         )
     names: dict[str, int] = {}
     colors: dict[Color, int] = {}
     for number, name, color in entries:
         if name.lower() in names:
             raise DataError(
-                f"the class {name!r} is listed twice", where=path, found=f"lines {names[name.lower()]} and {number}"
+                f"the class {name!r} is listed twice",
+                where=path,
+                found=f"lines {names[name.lower()]} and {number}",
+                hint="remove or rename one of the two",
             )
         names[name.lower()] = number
         if color is not None and color in colors:
-            raise DataError("two classes have one colour", where=path, found=f"lines {colors[color]} and {number}")
+            raise DataError(
+                "two classes have one colour",
+                where=path,
+                found=f"lines {colors[color]} and {number}",
+                hint="give one of the two another colour",
+            )
         if color is not None:
             colors[color] = number
     if colors and len(colors) != len(entries):
@@ -103,4 +122,5 @@ def _check_entries(entries: list[tuple[int, str, Color | None]], path: Path) -> 
             where=path,
             found=f"no colour in line {bare}",
             expected="a colour for every class, or for none",
+            hint="add the colours that are missing, or remove them all",
         )

@@ -86,7 +86,12 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise DataError("a folder of the data set is missing", where=root, expected=f"{' or '.join(names)} in this folder")
+    raise DataError(
+        "a folder of the data set is missing",
+        where=root,
+        expected=f"{' or '.join(names)} in this folder",
+        hint="make it, or correct the root of the data set",
+    )
 
 
 def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -4,12 +4,14 @@
 2. A value or a colour that has no class is an error that names the file, the value and the first pixel.
 3. A palette mask is read by its colours where every colour in use is a class's declared colour, else by its indices.
 4. A colour image whose channels are all equal is a mask of indices where its greys are not declared colours.
+5. A mask is looked up by its runs of equal pixels, row after row, which are few; each pixel gets what its run got.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from edge_ilseg.errors import DataError
 from edge_ilseg.images import Color, MaskFile, image_size, read_mask
 from edge_ilseg.metrics import VOID
+
+SAME_SIZE_HINT = "export the mask again at the size of the image"
 
 
 class MaskCode(msgspec.Struct, frozen=True):
@@ -51,104 +55,129 @@ def read_labels(mask_path: Path, image_path: Path, code: MaskCode) -> NDArray[np
             where=mask_path,
             found=f"mask {mask.values.shape[0]} x {mask.values.shape[1]} (height x width)",
             expected=f"{height} x {width}, the upright size of {image_path}",
-            hint="export the mask again at the size of the image",
+            hint=SAME_SIZE_HINT,
         )
     return decode_labels(mask, code, mask_path)
 
 
+class _Runs(NamedTuple):
+    """The runs of equal pixels of a mask (rule 5)."""
+
+    pixels: NDArray[Any]
+    """Of each run: R of values (int32), or R x 3 of colours (uint8)."""
+    lengths_R: NDArray[np.int64]
+    shape: tuple[int, ...]
+    """Height and width of the mask."""
+
+    def spread(self, labels_R: NDArray[np.int16]) -> NDArray[np.uint8]:
+        """What each run got, given to its pixels; uint8, H x W."""
+        return np.repeat(labels_R.astype(np.uint8), self.lengths_R).reshape(self.shape)
+
+    def place(self, run: int) -> str:
+        """Where a run begins."""
+        row, column = divmod(int(self.lengths_R[:run].sum()), self.shape[1])
+        return f"row {row}, column {column} (counted from 0)"
+
+
+def _runs(values: NDArray[np.int32] | NDArray[np.uint8]) -> _Runs:
+    channels = 1 if values.ndim == 2 else 3
+    flat = values.reshape(-1)
+    # A pixel ends a run where a channel of it differs from the next pixel's; further channels that do end runs of none.
+    changes = np.flatnonzero(flat[channels:] != flat[:-channels]) // channels
+    ends_R = np.append(changes, flat.size // channels - 1)
+    pixels = values.reshape(-1, 3)[ends_R] if channels == 3 else flat[ends_R]
+    return _Runs(pixels, np.diff(ends_R, prepend=-1), values.shape[:2])
+
+
 def decode_labels(mask: MaskFile, code: MaskCode, where: Path) -> NDArray[np.uint8]:
-    """Turn the values or colours of a mask into label ids (rules 2 to 4).
+    """Turn the values or colours of a mask into label ids (rules 2 to 5).
 
     Raises:
         DataError: a value or a colour has no class.
     """
+    runs = _runs(mask.values)
     if mask.values.ndim == 2:
         if mask.palette is not None and code.colors:
-            used = np.unique(mask.values)
+            used = np.unique(runs.pixels)
             if used[-1] < len(mask.palette) and all(_color(mask.palette[index]) in code.colors for index in used):
-                return _by_color(mask.palette[mask.values], code, where)
-        return _by_value(mask.values.astype(np.int32), code, where)
-    colors_HWC = mask.values.astype(np.uint8)
-    first_HW = colors_HWC[:, :, 0]
-    if code.values and (colors_HWC == first_HW[:, :, None]).all():
-        greys = np.unique(first_HW)
+                return _by_color(runs._replace(pixels=mask.palette[runs.pixels]), code, where)
+        return _by_value(runs, code, where)
+    if code.values and (runs.pixels == runs.pixels[:, :1]).all():
+        greys = np.unique(runs.pixels[:, 0])
         if any((int(grey),) * 3 not in code.colors for grey in greys):
-            return _by_value(first_HW.astype(np.int32), code, where)
-    return _by_color(colors_HWC, code, where)
+            return _by_value(runs._replace(pixels=runs.pixels[:, 0]), code, where)
+    return _by_color(runs, code, where)
 
 
-def _by_value(values_HW: NDArray[np.int32], code: MaskCode, where: Path) -> NDArray[np.uint8]:
+def _by_value(runs: _Runs, code: MaskCode, where: Path) -> NDArray[np.uint8]:
     if not code.values:
         raise DataError(
-            "a mask holds indices, but this data set's masks hold colours", where=where, expected="an RGB image"
+            "a mask holds indices, but this data set's masks hold colours",
+            where=where,
+            expected="an RGB image",
+            hint="save the mask as RGB, in the colours of the data set",
         )
     lookup = np.full(65538, -1, dtype=np.int16)  # of value - 1: both ends catch what is out of range
     for value, label in code.values.items():
         lookup[value + 1] = label
-    labels_HW = lookup.take(values_HW + 1, mode="clip")
-    if labels_HW.min() < 0:
-        row, column = _first(labels_HW < 0)
+    labels_R = lookup.take(runs.pixels.astype(np.int32) + 1, mode="clip")
+    if labels_R.min() < 0:
+        first = int(np.argmax(labels_R < 0))
         known = sorted(value for value in code.values if value != VOID)
         raise DataError(
             "a mask holds a value outside the list of classes",
             where=where,
-            found=f"value {values_HW[row, column]} at row {row}, column {column} (counted from 0)",
+            found=f"value {runs.pixels[first]} at {runs.place(first)}",
             expected=f"{known[0]} to {known[-1]}, or {VOID} for void",
             hint="add the class to the list of classes, or correct the mask",
         )
-    return labels_HW.astype(np.uint8)
+    return runs.spread(labels_R)
 
 
-def _by_color(colors_HWC: NDArray[np.uint8], code: MaskCode, where: Path) -> NDArray[np.uint8]:
+def _by_color(runs: _Runs, code: MaskCode, where: Path) -> NDArray[np.uint8]:
     if not code.colors:
-        row, column = _first((colors_HWC != colors_HWC[:, :, :1]).any(axis=2))
+        first = int(np.argmax((runs.pixels != runs.pixels[:, :1]).any(axis=1)))
         raise DataError(
             "a mask holds colours, but the list of classes names none",
             where=where,
-            found=f"colour {_text(_color(colors_HWC[row, column]))} at row {row}, column {column} (counted from 0)",
+            found=f"colour {_text(_color(runs.pixels[first]))} at {runs.place(first)}",
             hint="write the colours into classes.txt, one `name: r,g,b` a line, or save the masks as indices",
         )
-    labels_HW = _look_up_colors(colors_HWC, code.colors)
-    unknown_HW = labels_HW < 0
-    if unknown_HW.any():
-        row, column = _first(unknown_HW)
+    labels_R = _look_up_colors(runs.pixels, code.colors)
+    if labels_R.min() < 0:
+        first = int(np.argmax(labels_R < 0))
         raise DataError(
             "a mask holds a colour that no class has",
             where=where,
-            found=f"colour {_text(_color(colors_HWC[row, column]))} at row {row}, column {column} (counted from 0)",
+            found=f"colour {_text(_color(runs.pixels[first]))} at {runs.place(first)}",
             expected=f"one of the {len(code.colors)} declared colours",
             hint="add the line `background: 0,0,0` to the list of classes, if black is the background"
-            if not colors_HWC[row, column].any()
+            if not runs.pixels[first].any()
             else "give the colour to a class in the list of classes, or correct the mask",
         )
-    return labels_HW.astype(np.uint8)
+    return runs.spread(labels_R)
 
 
-def _look_up_colors(colors_HWC: NDArray[np.uint8], labels: Mapping[Color, int]) -> NDArray[np.int16]:
+def _look_up_colors(colors_N3: NDArray[np.uint8], labels: Mapping[Color, int]) -> NDArray[np.int16]:
     """Label ids, -1 where a colour has none.
 
     A table over the levels that occur in each channel of the known colours, and one more for any other: a few thousand
     entries, where one over all colours would have 16 million.
     """
     known_N3 = np.array(list(labels), dtype=np.uint8)
-    table_size, places_HW = 1, np.zeros(colors_HWC.shape[:2], dtype=np.int32)
+    table_size, places_N = 1, np.zeros(len(colors_N3), dtype=np.int32)
     known_places_N = np.zeros(len(known_N3), dtype=np.int32)
     for channel in range(3):
         levels = np.unique(known_N3[:, channel])
         rank = np.full(256, len(levels), dtype=np.int32)
         rank[levels] = np.arange(len(levels))
         rank *= table_size
-        places_HW += rank[colors_HWC[:, :, channel]]
+        places_N += rank[colors_N3[:, channel]]
         known_places_N += rank[known_N3[:, channel]]
         table_size *= len(levels) + 1
     table = np.full(table_size, -1, dtype=np.int16)
     table[known_places_N] = list(labels.values())
-    return table[places_HW]
-
-
-def _first(wrong_HW: NDArray[np.bool_]) -> tuple[int, int]:
-    row, column = np.unravel_index(int(wrong_HW.argmax()), wrong_HW.shape)
-    return int(row), int(column)
+    return table[places_N]
 
 
 def _color(levels: NDArray[np.uint8]) -> Color:

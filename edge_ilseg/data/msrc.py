@@ -59,6 +59,7 @@ class Msrc:
                 "this folder is no MSRC-v2",
                 where=root,
                 expected="the folders Images and GroundTruth, and the lists train.txt, val.txt, test.txt",
+                hint="give the folder that MSRC-v2 was unpacked into",
             )
         left_out = resolve_classes(void_classes, tuple(COLORS), ALIASES)
         classes = tuple(name for name in COLORS if name not in left_out)

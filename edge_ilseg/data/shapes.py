@@ -137,14 +137,26 @@ class Shapes:
         width_px: int = 96,
     ) -> None:
         if root is not None:
-            raise ConfigError("the data set 'shapes' is generated and reads no folder", found=f"root {root}")
+            raise ConfigError(
+                "the data set 'shapes' is generated and reads no folder",
+                found=f"root {root}",
+                hint="leave the root out",
+            )
         for name, count in (("train", train), ("val", val), ("test", test)):
             if not 0 <= count <= 99999:
-                raise ConfigError(f"the option {name!r} is out of range", found=count, expected="0 to 99999 images")
+                raise ConfigError(
+                    f"the option {name!r} is out of range",
+                    found=count,
+                    expected="0 to 99999 images",
+                    hint=f"give {name} a number in this range",
+                )
         for name, side in (("height_px", height_px), ("width_px", width_px)):
             if not MIN_SIDE_PX <= side <= MAX_SIDE_PX:
                 raise ConfigError(
-                    f"the option {name!r} is out of range", found=side, expected=f"{MIN_SIDE_PX} to {MAX_SIDE_PX} px"
+                    f"the option {name!r} is out of range",
+                    found=side,
+                    expected=f"{MIN_SIDE_PX} to {MAX_SIDE_PX} px",
+                    hint=f"give {name} a number in this range",
                 )
         self._seed = seed
         self._height, self._width = height_px, width_px
@@ -196,6 +208,7 @@ class Shapes:
                 f"no such generated image {image_id!r}",
                 expected="an id such as 'train-00012'",
                 found=f"split {split!r}",
+                hint="take an id that a split of this data set lists",
             )
         digest = hashlib.sha256(f"shapes:{self._seed}:{image_id}".encode()).digest()
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from edge_ilseg.errors import DataError, did_you_mean
+from edge_ilseg.errors import DataError, choice_hint
 
 TRAIN_SHARE = 0.8
 Splits = Mapping[str, tuple[str, ...]]
@@ -21,9 +21,9 @@ def read_lines(path: Path) -> tuple[tuple[int, str], ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError("a list is missing", where=path) from error
+        raise DataError("a list is missing", where=path, hint="write the list, or copy the data set again") from error
     except UnicodeDecodeError as error:
-        raise DataError("a list is not UTF-8 text", where=path, found=str(error)) from error
+        raise DataError("a list is not UTF-8 text", where=path, found=str(error), hint="save it as UTF-8") from error
     numbered = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
     return tuple((number, line) for number, line in numbered if line and not line.startswith("#"))
 
@@ -60,7 +60,7 @@ def select_split(split: str, splits: Splits, where: object) -> tuple[str, ...]:
                 f"unknown split {name!r}",
                 where=where,
                 expected=f"one of {', '.join(splits)}" if splits else "a data set with at least one split",
-                hint=did_you_mean(name, splits),
+                hint=choice_hint(name, splits),
             )
         if not splits[name]:
             raise DataError(

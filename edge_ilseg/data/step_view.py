@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
+from edge_ilseg.data.masks import SAME_SIZE_HINT
 from edge_ilseg.errors import DataError
 from edge_ilseg.progress import ProgressCallback, no_progress
 
@@ -43,6 +44,7 @@ class StepView(msgspec.Struct, frozen=True, eq=False):
                 f"the image {image_id!r} and its labels differ in size",
                 found=f"labels {labels_HW.shape[0]} x {labels_HW.shape[1]} (height x width)",
                 expected=f"{image_HWC.shape[0]} x {image_HWC.shape[1]}",
+                hint=SAME_SIZE_HINT,
             )
         return image_HWC, self.lookup[labels_HW]
 

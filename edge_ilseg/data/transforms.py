@@ -38,6 +38,7 @@ def check_augmentation(augmentation: Augmentation) -> None:
             "the range of scales of the augmentation cannot be used",
             found=f"{augmentation.scale_min} to {augmentation.scale_max}",
             expected="0.05 <= scale_min <= scale_max <= 20",
+            hint="set both within these bounds: --set scale_min=0.5 --set scale_max=1.5",
         )
 
 

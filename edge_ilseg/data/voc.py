@@ -106,6 +106,7 @@ def _find_root(root: Path) -> Path:
         where=root,
         expected="JPEGImages, SegmentationClass and ImageSets/Segmentation, in this folder, in VOC2012 or in "
         "VOCdevkit/VOC2012",
+        hint="give the folder that VOC 2012 was unpacked into",
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edge_ilseg.errors import ConfigError, did_you_mean
+from edge_ilseg.errors import ConfigError, choice_hint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +61,7 @@ def parse_freeze(text: str) -> CutPoint:
         where="freeze",
         found=repr(text),
         expected=", ".join(CUT_POINTS),
-        hint=hint or did_you_mean(text, ("none", "stem", "stages:1", "encoder", "all_but_head")),
+        hint=hint or choice_hint(text, ("none", "stem", "stages:1", "encoder", "all_but_head")),
     )
 
 
@@ -97,6 +97,7 @@ def frozen_modules(model: SegmentationModel, freeze: str) -> list[nn.Module]:
             where="freeze",
             found=freeze,
             expected=f"at most stages:{len(model.encoder.stages)} for {model.spec.backbone}",
+            hint="freeze fewer, or all of them: --freeze encoder",
         )
     return [model.encoder.stem, *list(model.encoder.stages)[: cut.stages]]
 

@@ -141,7 +141,7 @@ def check_growth(
 ) -> None:
     """Raise `ConfigError` unless a classifier of `class_count` classes, with `reserved` ones, can grow like this."""
     if new_count < 1:
-        raise ConfigError("a step adds at least one class", found=new_count)
+        raise ConfigError("a step adds at least one class", found=new_count, hint="name the new classes: --add-classes")
     if reserved is not None and new_count > reserved:
         raise ConfigError(
             "the preallocated head has no room for the new classes",

@@ -77,6 +77,7 @@ def aspp_rates(spec: ModelSpec) -> tuple[int, ...]:
                 where="aspp_rates",
                 found=list(spec.aspp_rates),
                 expected=f"{len(reaches)} positive integers for {spec.head}",
+                hint="give as many rates, or leave aspp_rates out",
             )
         return spec.aspp_rates
     scale = min(1.0, math.sqrt(spec.input_height_px * spec.input_width_px) / published_side_px)

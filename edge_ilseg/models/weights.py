@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from edge_ilseg.errors import ConfigError, MissingPackageError, WorkspaceError, did_you_mean
+from edge_ilseg.errors import ConfigError, MissingPackageError, WorkspaceError, choice_hint
 from edge_ilseg.files import sha256_file
 from edge_ilseg.models import efficientnet_lite, resnet
 from edge_ilseg.models.segmentation import SegmentationModel
@@ -101,7 +101,7 @@ def _existing_file(path: Path) -> Path:
             where="weights",
             found=str(path),
             expected="'imagenet', 'none' or a .pth or .safetensors file",
-            hint=did_you_mean(str(path), ("imagenet", "none")),
+            hint=choice_hint(str(path), ("imagenet", "none")),
         )
     return path
 
@@ -116,7 +116,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     readers: dict[str, Callable[[Path], object]] = {".safetensors": load_file, ".pth": _read_pth, ".pt": _read_pth}
     reader = readers.get(path.suffix)
     if reader is None:
-        raise ConfigError("weights of an unknown kind", where=path, expected=", ".join(readers))
+        raise ConfigError(
+            "weights of an unknown kind",
+            where=path,
+            expected=", ".join(readers),
+            hint="save the state dict as .safetensors or .pth",
+        )
     try:
         state = reader(path)
     except (
@@ -130,7 +135,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             hint="download or copy it again",
         ) from error
     if not isinstance(state, dict) or not all(isinstance(item, Tensor) for item in state.values()):
-        raise ConfigError("the file holds something else than tensors by name", where=path, found=type(state).__name__)
+        raise ConfigError(
+            "the file holds something else than tensors by name",
+            where=path,
+            found=type(state).__name__,
+            hint="save the state dict alone: torch.save(model.state_dict(), FILE)",
+        )
     return {str(name): tensor for name, tensor in state.items()}
 
 
@@ -175,7 +185,10 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, 
                 where=where,
                 found=f"{problem}: {', '.join(names[:NAMED_AT_MOST])}{more}",
                 expected=f"{len(expected)} tensors of {backbone}",
+                hint=f"give weights of {backbone}, or make the workspace with the --backbone that these are of",
             )
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise WorkspaceError("the weights hold a value that is not finite", where=where, found=name)
+            raise WorkspaceError(
+                "the weights hold a value that is not finite", where=where, found=name, hint="download or copy it again"
+            )

@@ -150,7 +150,9 @@ class KeyRing:
                 where=where,
                 found=str(error),
                 expected="a PEM file (PKCS8)",
-                hint="is the passphrase right?" if passphrase else None,
+                hint="is the passphrase right?"
+                if passphrase
+                else "put the file back that edge-ilseg publish init wrote",
             ) from error
 
     def _read_passphrase(self, *, new: bool) -> bytes:

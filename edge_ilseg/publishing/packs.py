@@ -12,7 +12,7 @@ import msgspec
 
 from edge_ilseg.codecs import decompress
 from edge_ilseg.devices.update.release import PackRef, pack_path
-from edge_ilseg.errors import UpdateError
+from edge_ilseg.errors import ACCESS_HINT, UpdateError
 from edge_ilseg.fetch_plan import fetch_plan
 from edge_ilseg.files import sync_folder
 from edge_ilseg.pack import write_pack
@@ -74,7 +74,9 @@ def read_pack_index(repository: Path, pack: PackRef) -> PackIndex:
         with path.open("rb") as file:
             data = file.read(pack.index_bytes)
     except OSError as error:
-        raise UpdateError("a pack of the repository cannot be read", where=path, found=error.strerror) from error
+        raise UpdateError(
+            "a pack of the repository cannot be read", where=path, found=error.strerror, hint=ACCESS_HINT
+        ) from error
     if hashlib.sha256(data).hexdigest() != pack.index_sha256 or path.stat().st_size != pack.bytes:
         raise UpdateError("a pack of the repository is damaged", where=path, hint="restore it from a copy")
     return parse_index(data, pack_bytes=pack.bytes)
@@ -116,7 +118,11 @@ def unpack_bundle(repository: Path, pack: PackRef, out: Path) -> None:
                     file.seek(chunk.offset)
                     data = decompress(chunk.codec, file.read(chunk.stored_bytes), chunk.length)
                     if hashlib.sha256(data).digest() != chunk.sha256:
-                        raise UpdateError("a pack of the repository is damaged", where=repository / pack.path)
+                        raise UpdateError(
+                            "a pack of the repository is damaged",
+                            where=repository / pack.path,
+                            hint="restore it from a copy",
+                        )
                     target.write(data)
 
 

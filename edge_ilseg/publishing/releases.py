@@ -245,7 +245,12 @@ def _change(
         found = [entry for entry in rollouts.entries if entry.release == number]
         if not found:
             numbers = ", ".join(str(entry.release) for entry in rollouts.entries[-10:])
-            raise UpdateError("there is no such release", found=number, expected=numbers or "none is published")
+            raise UpdateError(
+                "there is no such release",
+                found=number,
+                expected=numbers or "none is published",
+                hint="see the releases: edge-ilseg publish status REPO",
+            )
         changed = change(found[0])
         entries = tuple(changed if entry.release == number else entry for entry in rollouts.entries)
         listed = msgspec.structs.replace(rollouts, published=_next_time(state, rollouts, now), entries=entries)
@@ -295,7 +300,9 @@ def _signable(record: Rollouts | Release) -> bytes:
     data = encode_record(record)
     found = parse_rollouts(data) if isinstance(record, Rollouts) else parse_release(data)
     if found != record:
-        raise UpdateError("a limit of the release is not a number")
+        raise UpdateError(
+            "a limit of the release is not a number", hint="give each limit a number: edge-ilseg publish add --help"
+        )
     return data
 
 

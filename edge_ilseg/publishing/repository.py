@@ -95,7 +95,11 @@ def create_repository(
     """
     lengths = msgspec.structs.asdict(days)
     if min(lengths.values()) < 1:
-        raise UpdateError("metadata must hold for a day at least", found=str(lengths))
+        raise UpdateError(
+            "metadata must hold for a day at least",
+            found=str(lengths),
+            hint="give 1 or more: --root-days, --targets-days, --snapshot-days, --timestamp-days",
+        )
     _check_places(folder, ring)
     signers = {role: tuple(generate_key() for _ in range(ROOT_KEYS if role == "root" else 1)) for role in ROLES}
     root = Root(version=1, expires=_expiry(now, days.root), consistent_snapshot=True)
@@ -185,7 +189,9 @@ def rotate_keys(folder: Path, ring: KeyRing, role: str, now: datetime) -> tuple[
         UpdateError: a key is not at hand, or the disk refuses.
     """
     if role not in ROLES:
-        raise UpdateError("there is no such role", found=role, expected=", ".join(ROLES))
+        raise UpdateError(
+            "there is no such role", found=role, expected=", ".join(ROLES), hint="name one of these roles"
+        )
     with opened(folder, ring) as state:
         known = state.root.signed.roles[role]
         root_signers = _signers(ring, state, "root")
@@ -223,7 +229,11 @@ def _check_places(folder: Path, ring: KeyRing) -> None:
         if place.is_dir() and any(place.iterdir()):
             raise UpdateError("the folder for the keys is not empty", where=place, hint="choose another: --keys")
         if place.resolve().is_relative_to(folder.resolve()):
-            raise UpdateError("private keys must not lie in what is published", where=place)
+            raise UpdateError(
+                "private keys must not lie in what is published",
+                where=place,
+                hint="choose a folder outside of the repository: --keys",
+            )
 
 
 @contextmanager

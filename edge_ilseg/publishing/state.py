@@ -134,7 +134,12 @@ def read_target(folder: Path, state: State, name: str) -> bytes:
     """
     info = state.targets.signed.targets.get(name)
     if info is None:
-        raise UpdateError("the repository has no such target", where=folder, found=name)
+        raise UpdateError(
+            "the repository has no such target",
+            where=folder,
+            found=name,
+            hint="is this its folder? else restore it from a copy",
+        )
     path = folder / TARGETS / info.get_prefixed_paths()[0]
     with _damaged(path):
         data = path.read_bytes()
@@ -150,6 +155,7 @@ def check_root(old: Metadata[Root] | None, root: Metadata[Root], where: Path) ->
             "a root is not signed by enough keys of its own and of the root before it",
             where=where,
             found=f"version {root.signed.version}",
+            hint="restore it from a copy that you trust, before anything is signed",
         )
 
 
@@ -178,7 +184,9 @@ def _read_role(path: Path, root: Metadata[Root], kind: type[Any], meta: MetaFile
         metadata: Metadata[Any] = Metadata.from_bytes(data)
         root.signed.verify_delegate(kind.type, metadata.signed_bytes, metadata.signatures)
     if not isinstance(metadata.signed, kind) or (meta is not None and metadata.signed.version != meta.version):
-        raise UpdateError("a file holds the metadata of another role or version", where=path)
+        raise UpdateError(
+            "a file holds the metadata of another role or version", where=path, hint="restore it from a copy"
+        )
     return metadata
 
 

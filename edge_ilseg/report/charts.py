@@ -291,7 +291,8 @@ def _cells(axes: Any, shares_RC: NDArray[np.float64], least_number: float) -> No
         if math.isnan(share):
             continue
         face = matplotlib.colors.to_hex(colors(share))
-        axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, facecolor=face, lw=0))
+        cell = Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, facecolor=face, lw=0)
+        axes.add_artist(cell)  # as add_patch, without the limits of the data, which are set already
         if share >= least_number:
             ink = INKS["black" if share > BRIGHT_FROM else "white"]
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=SMALL_PX, color=ink)

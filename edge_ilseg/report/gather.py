@@ -20,7 +20,7 @@ from edge_ilseg.checkpoint import StepRecord
 from edge_ilseg.devices import bench_report, verify_report
 from edge_ilseg.devices.bench_report import BenchReport, parse_bench
 from edge_ilseg.devices.verify_report import VerifyReport, parse_report
-from edge_ilseg.errors import EdgeIlsegError, ReportError, WorkspaceError
+from edge_ilseg.errors import ACCESS_HINT, EdgeIlsegError, ReportError, WorkspaceError
 from edge_ilseg.report.training_curves import TrainingCurves, read_curves
 from edge_ilseg.workspace import Workspace
 
@@ -245,10 +245,13 @@ def _read(path: Path) -> bytes:
                 where=path,
                 found=f"{path.stat().st_size} bytes",
                 expected=f"at most {MAX_REPORT_BYTES} bytes",
+                hint="give a file that edge-ilseg verify --json or edge-ilseg bench --out has written",
             )
         return path.read_bytes()
     except OSError as error:
-        raise ReportError("the report cannot be read", where=path, found=error.strerror or str(error)) from error
+        raise ReportError(
+            "the report cannot be read", where=path, found=error.strerror or str(error), hint=ACCESS_HINT
+        ) from error
 
 
 def _format_of(data: bytes) -> str | None:

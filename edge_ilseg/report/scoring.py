@@ -3,7 +3,8 @@
 1. *after* is the step and *before* its parent, both in fp32: the bundles' models where there are some, run as a device
    runs them, else the checkpoints by torch. *int8* is the bundle's. Whatever cannot be run is left out and says why.
 2. Everything is counted in the channels of the step: the parent cannot be right where the truth is a new class.
-3. An image is read once and shown to all models. No pixel is kept; a bad image is named and left out.
+3. An image is read once and shown to all models, several images at the same time: a bundle's models are loaded for
+   throughput. No pixel is kept; a bad image is named and left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from edge_ilseg.bundle import ModelEntry
 from edge_ilseg.checkpoint import load_model
 from edge_ilseg.data.dataset import Dataset
+from edge_ilseg.data.masks import SAME_SIZE_HINT
 from edge_ilseg.devices.evaluation import check_channels
 from edge_ilseg.devices.runtime import check_fit, installed_runtimes, load_session
 from edge_ilseg.devices.verification import spread
@@ -32,7 +34,8 @@ from edge_ilseg.workspace import Workspace
 
 Role = Literal["before", "after", "int8"]
 ROLES: tuple[Role, ...] = ("before", "after", "int8")
-READERS = 2
+LOOKERS = 2
+"""Images that are looked at at the same time, at least."""
 
 
 class Eye(NamedTuple):
@@ -42,7 +45,9 @@ class Eye(NamedTuple):
     label: str
     """As `onnxruntime fp32`."""
     mask: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-    """uint8 H x W x 3 to channels, uint8, at whatever size the model gives."""
+    """uint8 H x W x 3 to channels, uint8, at whatever size the model gives; called from several threads."""
+    concurrent_runs: int = 1
+    """Images that it runs at the same time without loss."""
 
 
 class Share(NamedTuple):
@@ -114,13 +119,13 @@ def _float_eye(workspace: Workspace, role: Role, facts: StepFacts, threads: int 
 
 def _bundle_eye(role: Role, facts: StepFacts, entry: ModelEntry, threads: int | None) -> Eye:
     assert facts.bundle is not None
-    session = load_session(facts.bundle_folder, entry, threads=threads)
+    session = load_session(facts.bundle_folder, entry, threads=threads, hint="throughput")
     check_fit(session, facts.bundle, where=facts.bundle_folder)
 
     def mask(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return session.mask(resize_image(image_HWC, session.input_height_px, session.input_width_px))
 
-    return Eye(role, f"{entry.runtime} {entry.precision}", mask)
+    return Eye(role, f"{entry.runtime} {entry.precision}", mask, session.concurrent_runs)
 
 
 def _torch_eye(workspace: Workspace, role: Role, facts: StepFacts) -> Eye:
@@ -162,9 +167,9 @@ def score_images(
             image_HWC, labels_HW = read_pair(dataset, image_id)
         except DataError as error:
             return error
-        return {eye.role: _count(eye, image_HWC, lookup[labels_HW], class_count) for eye in eyes}
+        return {eye.role: _count(eye, image_HWC, labels_HW, lookup, class_count) for eye in eyes}
 
-    with ThreadPoolExecutor(READERS, "edge-ilseg-report") as pool:
+    with ThreadPoolExecutor(lookers(eyes), "edge-ilseg-report") as pool:
         for done, (image_id, found) in enumerate(zip(ids, pool.map(look, ids), strict=True), start=1):
             if isinstance(found, DataError):
                 bad_images.append((image_id, found.one_line()))
@@ -177,6 +182,11 @@ def score_images(
     return Scoring(dataset.info.kind, split, len(ids), tuple(bad_images), labels, confusions, tuple(images))
 
 
+def lookers(eyes: Sequence[Eye]) -> int:
+    """How many images the models are shown at the same time."""
+    return max(LOOKERS, *(eye.concurrent_runs for eye in eyes))
+
+
 def read_pair(dataset: Dataset, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """An image and its label ids, of one size.
 
@@ -185,14 +195,20 @@ def read_pair(dataset: Dataset, image_id: str) -> tuple[NDArray[np.uint8], NDArr
     """
     image_HWC, labels_HW = dataset.read_image(image_id), dataset.read_labels(image_id)
     if image_HWC.shape[:2] != labels_HW.shape:
-        raise DataError("the mask has another size than the image", where=image_id)
+        raise DataError("the mask has another size than the image", where=image_id, hint=SAME_SIZE_HINT)
     return image_HWC, labels_HW
 
 
-def _count(eye: Eye, image_HWC: NDArray[np.uint8], truth_HW: NDArray[np.uint8], class_count: int) -> NDArray[np.int64]:
+def _count(
+    eye: Eye,
+    image_HWC: NDArray[np.uint8],
+    labels_HW: NDArray[np.uint8],
+    lookup: NDArray[np.uint8],
+    class_count: int,
+) -> NDArray[np.int64]:
     mask_HW = eye.mask(image_HWC)
     check_channels(mask_HW, class_count)
-    return confusion_matrix(truth_HW, resize_mask(mask_HW, *truth_HW.shape), class_count)
+    return confusion_matrix(labels_HW, resize_mask(mask_HW, *labels_HW.shape), class_count, lookup)
 
 
 def _score_image(image_id: str, found: dict[Role, NDArray[np.int64]], old_count: int) -> ImageScore:

@@ -115,7 +115,7 @@ def make_page(gathered: Gathered, seen: Seen, *, max_mib: float = DEFAULT_MAX_MI
             where="--max-mib",
             found=f"{bare_bytes / MIB:.2f} MiB",
             expected=f"at most {max_mib:g} MiB",
-            hint="allow more",
+            hint="allow more: --max-mib",
         )
     strips, note = fit_strips(seen.taken, record.classes, record.background, limit_bytes - bare_bytes)
     pictures = _pictures_section(strips, note, seen)

@@ -133,6 +133,7 @@ def write_comparison(
             where="--compare",
             found=" and ".join(two),
             expected="two steps, two workspaces, or two verification reports",
+            hint="give two of one kind",
         )
     out = request.out or _place_of_comparison(root, names)
     check_place(out)
@@ -156,7 +157,7 @@ def write_comparison(
             where="--max-mib",
             found=f"{size_bytes / MIB:.2f} MiB",
             expected=f"at most {request.max_mib:g} MiB",
-            hint="allow more",
+            hint="allow more: --max-mib",
         )
     _write(out, html)
     return Outcome(FORMAT, FORMAT_VERSION, str(out), size_bytes, "", (), 0, 0, {}, "")
@@ -208,7 +209,13 @@ def check_place(path: Path) -> None:
         ConfigError: something else is there, or the folder for the page is missing.
     """
     if path.is_dir() or path.is_symlink():
-        raise ConfigError("the page cannot be written there", where="--out", found=path, expected="a file's name")
+        raise ConfigError(
+            "the page cannot be written there",
+            where="--out",
+            found=path,
+            expected="a file's name",
+            hint="name a file: --out FILE.html",
+        )
     if path.is_file():
         with path.open("rb") as file:
             if MARK not in file.read(HEAD_BYTES):
