@@ -6,7 +6,7 @@
 Made here: ten steps of two new classes each, EfficientNet-Lite0 with random weights at 160x112 in the step's and its
 parent's bundle (the "int8" model is the float one again, so that its share is an upper bound), photographs' size, noise
 in the place of photographs, which compresses worst. Everything is measured in a process of its own, from start to exit.
-The unit is what the three models alone take for the images, one after another, in this process.
+The unit is what the three models alone take for the images, one after another with one thread, in this process.
 """
 
 from __future__ import annotations
