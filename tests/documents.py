@@ -1,7 +1,7 @@
 """What the documentation says to type: the code blocks of its pages, and the commands in them.
 
-1. A block marked `bash` is meant to be typed as it stands. Those of `FOLLOWED` pages are run, one after another, in one
-   folder a page (test_docs_commands.py).
+1. A block marked `bash` is meant to be typed as it stands, and is run: those of a page one after another, in one folder
+   (test_docs_followed.py). A command stands in no other block.
 2. A block marked `text` shows what the block above it printed; any other block is there to be read.
 3. A command is a line of a block that begins with `edge-ilseg`, behind settings (`NAME=value`) and a prompt (`$`). A
    line that ends in a backslash goes on. What follows a `#`, `|`, `;`, `&&`, `>` belongs to the shell.
@@ -17,9 +17,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FOLLOWED = (DOCS / "start.md", *sorted((DOCS / "tutorial").glob("*.md")), *sorted((DOCS / "how-to").glob("*.md")))
 PROGRAM = "edge-ilseg"
+TYPED = "bash"
 SHELL_WORDS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>"}
+LOOKS_TYPED = re.compile(
+    rf"^ *(\$ |# )?(sudo )?([A-Z_]+=\S+ )*({PROGRAM}|make|pip|python3?|torchrun|ssh|scp|git|curl|docker|systemctl) ",
+    re.MULTILINE,
+)
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w+-]*)(?P<more>[^`\n]*)$")
 INLINE = re.compile(rf"`({PROGRAM} [^`]+)`")
 HEREDOC = re.compile(r"<<-?\s*'?(\w+)'?")
@@ -36,7 +40,7 @@ class Block(NamedTuple):
     @property
     def place(self) -> str:
         """Where it is, for messages."""
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{name_of(self.page)}:{self.line}"
 
 
 class Command(NamedTuple):
@@ -47,8 +51,26 @@ class Command(NamedTuple):
 
 
 def pages() -> tuple[Path, ...]:
-    """Every page for users: the README and all of docs/."""
-    return (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
+    """Every page for users: those beside the README, and all of docs/."""
+    return (*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")))
+
+
+def name_of(page: Path, root: Path = ROOT) -> str:
+    """What a page is called: its path from the top of the repository, or all of it where it lies elsewhere."""
+    return page.relative_to(root).as_posix() if page.is_relative_to(root) else str(page)
+
+
+def page_statements(page: Path) -> list[str]:
+    """All that a page tells to type, in its order."""
+    return [line for block in blocks(page) if block.language == TYPED for line in statements(block.text)]
+
+
+def strays(page: Path) -> Iterator[str]:
+    """What looks typed and stands in a block that nobody runs (rule 1)."""
+    for block in blocks(page):
+        if block.language != TYPED and (found := LOOKS_TYPED.search(block.text)):
+            line = block.text.count("\n", 0, found.start()) + 1
+            yield f"{block.place}+{line}: {block.text.splitlines()[line - 1]}"
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -107,7 +129,7 @@ def commands(page: Path) -> Iterator[Command]:
 
 def commands_of(block: Block) -> Iterator[Command]:
     """The calls in one block; output and files have none."""
-    if block.language in ("", "bash", "console", "sh"):
+    if block.language == TYPED:
         for statement in statements(block.text):
             for part in re.split(r"\s(?:&&|\|\||;|\|)\s", statement):
                 words = words_of(part)
@@ -121,4 +143,4 @@ def mentions(page: Path) -> Iterator[Command]:
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         if number not in fenced:
             for text in INLINE.findall(line):
-                yield Command(f"{page.relative_to(ROOT)}:{number}", tuple(shlex.split(text)[1:]))
+                yield Command(f"{name_of(page)}:{number}", tuple(shlex.split(text)[1:]))

@@ -33,6 +33,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxSessions {max_sessions}
+{more}
 """
 START_S = 20.0
 
@@ -77,8 +78,8 @@ class Sshd:
 
 
 @contextmanager
-def running_sshd(folder: Path, *, max_sessions: int = 10) -> Iterator[Sshd]:
-    """Start an sshd with new keys in `folder`; skips the test where there is none."""
+def running_sshd(folder: Path, *, max_sessions: int = 10, more: str = "") -> Iterator[Sshd]:
+    """Start an sshd with new keys in `folder` and `more` lines of settings; skips the test where there is none."""
     if not Path(SSHD).is_file() or shutil.which("ssh") is None:
         pytest.skip(f"there is no {SSHD} or no ssh: install openssh-server and openssh-client to run this test")
     for name in ("host_key", "user_key"):
@@ -86,7 +87,8 @@ def running_sshd(folder: Path, *, max_sessions: int = 10) -> Iterator[Sshd]:
     if os.geteuid() == 0:
         SEPARATION_FOLDER.mkdir(mode=0o755, exist_ok=True)
     port = _free_port()
-    (folder / "sshd_config").write_text(CONFIG.format(folder=folder, port=port, max_sessions=max_sessions))
+    config = CONFIG.format(folder=folder, port=port, max_sessions=max_sessions, more=more)
+    (folder / "sshd_config").write_text(config)
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd_config"], stderr=log)
     server = Sshd(folder, port, process)

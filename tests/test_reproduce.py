@@ -4,41 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from voc_folder import write_voc
 
 from edge_ilseg.cli import run
-from edge_ilseg.data.voc import CLASSES
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.images import default_colors, write_mask_png
 from edge_ilseg.reproduce import PUBLISHED, plan_reproduction
 from edge_ilseg.workspace import open_workspace
 
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VOC's layout with `SegmentationClassAug`: two images a class for training, one for val, one colour a class."""
-    root = tmp_path_factory.mktemp("voc") / "VOC2012"
-    for name in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
-        (root / name).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    colors = default_colors(21)
-    lists: dict[str, list[str]] = {"train": [], "val": [], "train_aug": []}
-    for label in range(1, len(CLASSES)):
-        for number in range(3):
-            image_id = f"{label:02}_{number}"
-            labels_HW = np.zeros((37, 50), np.uint8)
-            labels_HW[8:30, 10 : 30 + number] = label
-            image_HWC = np.asarray(colors, np.uint8)[labels_HW] + rng.integers(0, 40, (37, 50, 3), np.uint8)
-            Image.fromarray(image_HWC).save(root / "JPEGImages" / f"{image_id}.jpg")
-            folder = "SegmentationClass" if number != 1 else "SegmentationClassAug"
-            write_mask_png(root / folder / f"{image_id}.png", labels_HW, colors)
-            for name in ("val",) if number == 2 else ("train", "train_aug") if number == 0 else ("train_aug",):
-                lists[name].append(image_id)
-    for name, ids in lists.items():
-        (root / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(ids) + "\n")
-    return root
+    """See `write_voc`."""
+    return write_voc(tmp_path_factory.mktemp("voc") / "VOC2012")
 
 
 def test_the_configuration_is_the_papers(voc: Path) -> None:
