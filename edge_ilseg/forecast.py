@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from edge_ilseg.cache_forecast import planned_cache_bytes, time_cached
 from edge_ilseg.config import TrainConfig
 from edge_ilseg.data import open_data
 from edge_ilseg.data.loader import DECODED_CACHE_BYTES, TrainingSamples
@@ -64,6 +66,8 @@ class Probe(msgspec.Struct, frozen=True):
     threshold_image_s: float = 0.0
     """For a method with pseudo-labels: to ask the teacher about one image."""
     scored_image_s: float = 0.0
+    cached_iteration_s: float | None = None
+    """Of an iteration whose features are read back (`edge_ilseg.feature_cache`); None where none will be."""
 
 
 class Forecast(msgspec.Struct, frozen=True):
@@ -88,6 +92,8 @@ class Forecast(msgspec.Struct, frozen=True):
     """Of one process: the probe's peak, and on a CPU the images that will be kept decoded."""
     step_bytes: int
     """On the disk."""
+    cache_bytes: int
+    """Features kept on the disk while the step is trained."""
     update: UpdateEstimate
     probe: Probe
 
@@ -177,6 +183,7 @@ def forecast_step(
         scored_images=scored_images,
         memory_bytes=memory_bytes(probe, len(plan.view)),
         step_bytes=_step_bytes(plan, model),
+        cache_bytes=planned_cache_bytes(plan, model, teacher),
         update=estimate_update(model, is_first=plan.parent is None),
         probe=probe,
     )
@@ -187,15 +194,20 @@ def training_seconds(
 ) -> float:
     """What all iterations take in one of the processes (rule 4).
 
-    Worker processes make batches while the network computes: the slower of the two decides.
+    Worker processes make batches while the network computes: the slower of the two decides. With cached features that
+    holds for the iterations that fill the cache; the others read from it.
     """
-    computing_s = settings.iterations * median(probe.iteration_s)
-    samples = settings.iterations * settings.batch_size // devices
+    filling, reading_s = settings.iterations, 0.0
+    if probe.cached_iteration_s is not None:
+        filling = min(filling, math.ceil(settings.augment_views * image_count / settings.batch_size))
+        reading_s = (settings.iterations - filling) * probe.cached_iteration_s
+    computing_s = filling * median(probe.iteration_s)
+    samples = filling * settings.batch_size // devices
     new = min(samples, image_count)
     kept_share = min(1.0, DECODED_CACHE_BYTES / max(1, image_count * probe.decoded_image_bytes))
     later_s = kept_share * probe.kept_image_s + (1 - kept_share) * probe.new_image_s
     making_s = new * probe.new_image_s + (samples - new) * later_s
-    return max(computing_s, making_s / workers) if workers else computing_s + making_s
+    return reading_s + (max(computing_s, making_s / workers) if workers else computing_s + making_s)
 
 
 def memory_bytes(probe: Probe, image_count: int) -> int | None:
@@ -265,7 +277,9 @@ def probe_training(
     from edge_ilseg.train import train
 
     batch_size = plan.settings.batch_size // devices
-    settings = msgspec.structs.replace(plan.settings, iterations=WARM_UP + MEASURED, batch_size=batch_size)
+    settings = msgspec.structs.replace(
+        plan.settings, iterations=WARM_UP + MEASURED, batch_size=batch_size, augment_views=0
+    )
     samples = TimedSamples(TrainingSamples(plan.view, model.spec, settings), settings.iterations * batch_size)
     few = msgspec.structs.replace(plan.view, image_ids=plan.view.image_ids[:SCORED_IMAGES])
     marks: dict[str, float] = {"thresholds_s": 0.0}
@@ -295,6 +309,7 @@ def probe_training(
         progress=note_end,
     )
     iteration_s = samples.iteration_seconds(batch_size, marks["ended"])
+    peak_bytes = _peak_bytes(run.accelerator)
     new_image_s = median(samples.seconds[: len(plan.view)])
     image_HWC, labels_HW = plan.view.read(plan.view.image_ids[0])
     return Probe(
@@ -303,8 +318,9 @@ def probe_training(
         new_image_s=new_image_s,
         kept_image_s=min(new_image_s, _time_again(samples)),
         decoded_image_bytes=image_HWC.nbytes + labels_HW.nbytes,
-        peak_bytes=_peak_bytes(run.accelerator),
+        peak_bytes=peak_bytes,
         threshold_image_s=marks["thresholds_s"] / len(few),
+        cached_iteration_s=time_cached(plan, model, teacher, facts, batch_size, WARM_UP + MEASURED, accelerator),
     )
 
 

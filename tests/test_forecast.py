@@ -89,6 +89,15 @@ def test_with_workers_the_slower_of_computing_and_making_decides() -> None:
     assert training_seconds(slow, settings, 800, workers=2) == pytest.approx(800 * 1.0 / 2)
 
 
+def test_with_cached_features_only_the_iterations_that_fill_the_cache_cost_what_the_others_do() -> None:
+    settings = TrainConfig(iterations=100, batch_size=8, augment_views=2)
+    cached = msgspec.structs.replace(PROBE, cached_iteration_s=0.05)
+    filling = 13  # of 100 views, in batches of 8
+    expected = filling * 0.2 + 50 * 0.01 + (filling * 8 - 50) * 0.001 + (100 - filling) * 0.05
+    assert training_seconds(cached, settings, 50) == pytest.approx(expected)
+    assert training_seconds(cached, settings, 800) == training_seconds(PROBE, settings, 800)
+
+
 def test_images_that_do_not_fit_into_memory_are_decoded_again() -> None:
     settings = TrainConfig(iterations=100, batch_size=8)
     large = msgspec.structs.replace(PROBE, decoded_image_bytes=2 * loader.DECODED_CACHE_BYTES // 100)
@@ -216,6 +225,18 @@ def test_a_forecast_is_printed_for_people_and_for_programs(
         "images", "iterations", "trainable parameters", "time", "preparing", "training", "scoring", "memory",
         "step on the disk", "update",
     ]  # fmt: skip
+
+
+def test_a_forecast_with_cached_features_says_what_they_take(workspace: Workspace) -> None:
+    few = {"iterations": 200, "batch_size": 2, "method": "freeze+kd-output"}
+    found = forecast(workspace, plan_new(workspace, augment_views=2, **few))
+    assert found.probe.cached_iteration_s is not None
+    assert found.probe.cached_iteration_s > 0
+    assert found.cache_bytes > 2 * found.images * SPEC.input_height_px * SPEC.input_width_px  # the labels are kept, too
+    rows = {name: text for name, _, text in forecast_rows(found)}
+    assert "of features until it is trained" in rows["step on the disk"]
+    without = forecast(workspace, plan_new(workspace, **few))
+    assert (without.cache_bytes, without.probe.cached_iteration_s) == (0, None)
 
 
 def test_durations_are_written_as_people_say_them() -> None:

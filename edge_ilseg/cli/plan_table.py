@@ -56,7 +56,7 @@ def forecast_rows(forecast: Forecast) -> tuple[tuple[str, str, str], ...]:
             f"{forecast.scored_images} images, {1000 * probe.scored_image_s:.0f} ms each and network",
         ),
         ("memory", memory, f"peak of the probe on {probe.device}" + _decoded(forecast)),
-        ("step on the disk", f"{forecast.step_bytes / MIB:.2f} MiB", ""),
+        ("step on the disk", f"{forecast.step_bytes / MIB:.2f} MiB", _cached(forecast)),
         ("update", changed, f"new bytes of {update.parameter_bytes / 1000:.1f} kB int8 parameters; an estimate"),
     )
 
@@ -64,6 +64,15 @@ def forecast_rows(forecast: Forecast) -> tuple[tuple[str, str, str], ...]:
 def _decoded(forecast: Forecast) -> str:
     kept = (forecast.memory_bytes or 0) - (forecast.probe.peak_bytes or 0)
     return f", and {kept / MIB:.0f} MiB of decoded images" if kept else ""
+
+
+def _cached(forecast: Forecast) -> str:
+    cached_s = forecast.probe.cached_iteration_s
+    if cached_s is None:
+        return ""
+    return (
+        f"{forecast.cache_bytes / MIB:.1f} MiB of features until it is trained: {1000 * cached_s:.0f} ms an iteration"
+    )
 
 
 def duration(seconds: float) -> str:
