@@ -389,7 +389,7 @@ def test_ctrl_c_here_ends_the_verification_there(server: Sshd, family: tuple[Pat
     sleeps = AT_VERIFY + f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)\n"
     python = write_python(tmp_path, sleeps)
     words = ["verify", str(family[0]), *FAST, *remote_words(server, python, store)]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would a child
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
     here = subprocess.Popen([sys.executable, "-m", "edge_ilseg", *words], cwd=ROOT, stderr=subprocess.PIPE)
     wait_until(lambda: pid_file.exists() and bool(pid_file.read_text()))
     here.send_signal(signal.SIGINT)
