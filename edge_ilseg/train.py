@@ -120,9 +120,6 @@ def train(
     found = keeper.found if keeper else None
     if found is not None and facts is not None:
         facts = replace(facts, thresholds_K=found.thresholds_K)
-    on_cpu = fabric.device.type == "cpu"
-    if on_cpu:
-        keep_freed_memory()
     loop = _make_loop(fabric, model, settings, teacher, method, facts, find_thresholds, tuning)
     cache = _open_cache(loop, batches, keeper)
     loader: Any = cache or batches
@@ -150,8 +147,7 @@ def train(
     if fabric.global_rank:
         raise WorkerDone
     model.cpu().eval()
-    if on_cpu:
-        give_back_memory()
+    give_back_memory()
     return TrainingRun(
         seconds=time.perf_counter() - started,
         accelerator=str(fabric.device),
@@ -171,6 +167,8 @@ def _make_loop(
     tuning: Tuning,
 ) -> Loop:
     """Freeze, wrap and move to the device; measure how sure the teacher must be, where that is not known yet."""
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     fabric.seed_everything(settings.seed, verbose=False)
     model.set_frozen(method.freeze if method else "none")
     model.set_batch_norm(settings.batch_norm)
