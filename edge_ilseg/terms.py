@@ -128,10 +128,15 @@ def loss_terms(
     x = None if seen is None else LossInputs(output, seen, labels_NHW, method, facts)
     known: dict[str, Tensor] = {}
     if can_fuse(output, method):
-        teacher = seen if method.losses.get("kd_output") else None
+        weight = method.losses.get("kd_output", 0.0)
         in_mean = method.kd_classes == "mean"
         first, known["kd_output"] = fused_terms(
-            output, labels_NHW, teacher, mask=method.kd_mask, mean_over_classes=in_mean
+            output,
+            labels_NHW,
+            seen if weight else None,
+            weight=weight,
+            mask=method.kd_mask,
+            mean_over_classes=in_mean,
         )
     else:
         logits_NCHW = output.logits_NCHW if x is None else x.student_logits_NCHW
@@ -145,11 +150,11 @@ def distillation_terms(inputs: LossInputs, known: Mapping[str, Tensor] | None = 
 
     Args:
         inputs: of the batch.
-        known: terms that have been computed already, not weighted.
+        known: terms that have been computed already, weighted.
     """
     known = known or {}
     return {
-        name: weight * (known[name] if name in known else DISTILLATION_TERMS[name](inputs))
+        name: known[name] if name in known else weight * DISTILLATION_TERMS[name](inputs)
         for name, weight in inputs.method.losses.items()
         if weight
     }

@@ -108,6 +108,26 @@ def test_one_pixel_and_one_class_and_logits_far_apart_are_finite() -> None:
     assert fused_terms(output(one, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)).cross_entropy.item() == 0
 
 
+@pytest.mark.parametrize("apart", [50.0, 500.0, 1e5])
+def test_between_positions_that_are_sure_of_different_classes_nothing_vanishes(apart: float) -> None:
+    sure = apart * torch.tensor([[[[0.0, -1.0]], [[-1.0, 0.0]]]])
+    student, labels_NHW = sure.clone().requires_grad_(True), torch.zeros(1, 2, 9, dtype=torch.int64)
+    found = fused_terms(output(student, 2, 9), labels_NHW, output(sure, 2, 9))
+    exact = sure.double().requires_grad_(True)
+    logits_NCHW, teacher_NKHW = output(exact, 2, 9).logits_NCHW, output(sure.double(), 2, 9).logits_NCHW
+    wanted = losses.cross_entropy(logits_NCHW, labels_NHW), losses.kd_output(logits_NCHW, teacher_NKHW, labels_NHW)
+    for own, other in zip((*found, *gradients(found, student)), (*wanted, *gradients(wanted, exact)), strict=True):
+        torch.testing.assert_close(own.double(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_the_sum_is_the_sum_of_the_gradients() -> None:
+    student, teacher, labels_NHW = batch()
+    found = fused_terms(output(student), labels_NHW, output(teacher), weight=3.0)
+    one, other = gradients(found, student)
+    (both,) = torch.autograd.grad(torch.stack(found).sum(), student)
+    torch.testing.assert_close(both, one + other, rtol=1e-9, atol=1e-12)
+
+
 def test_values_alone_need_no_gradient() -> None:
     student, teacher, labels_NHW = batch()
     with torch.no_grad():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edge_ilseg.models.depthwise import convolve
 from edge_ilseg.processes import gather_rows, process_count
 
 Activation = Literal["relu", "relu6"]
@@ -78,7 +79,7 @@ class Conv2dSame(nn.Conv2d):
         if padding != (bottom, right):
             input = F.pad(input, (left, right, top, bottom))
             padding = (0, 0)
-        return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(input, self, padding)
 
 
 class ConvBatchNorm(nn.Module):
