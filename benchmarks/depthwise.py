@@ -2,8 +2,8 @@
 
     python benchmarks/depthwise.py --size 160x112 --threads 2
 
-The layers are those that EfficientNet-Lite0 and its DeepLab v3 head have at output stride 16, batch 8, channels last. Both
-sides take turns in one run; milliseconds are medians, and the ratio is torch's time to ours, forward and both gradients.
+The layers are those that EfficientNet-Lite0 and its DeepLab v3 head have at output stride 16, batch 8, channels last.
+Both sides take turns in one run; milliseconds are medians, and the ratio is torch's time to ours.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 def measure(layer: Layer, height_px: int, width_px: int) -> list[tuple[float, float]]:
     """Milliseconds of torch and of ours: forward, then both gradients."""
-    padding = layer.dilation * (layer.kernel // 2)
-    geometry = {"padding": padding, "dilation": layer.dilation, "groups": layer.channels}
-    conv = SameConv2d(layer.channels, layer.channels, layer.kernel, bias=False, **geometry)
+    channels, padding = layer.channels, layer.dilation * (layer.kernel // 2)
+    conv = SameConv2d(
+        channels, channels, layer.kernel, padding=padding, dilation=layer.dilation, groups=channels, bias=False
+    )
     x_NCHW = torch.randn(BATCH, layer.channels, height_px, width_px).contiguous(memory_format=torch.channels_last)
     x_NCHW.requires_grad_(True)
 
     def by_torch() -> Tensor:
-        return F.conv2d(x_NCHW, conv.weight, **geometry)
+        return F.conv2d(x_NCHW, conv.weight, None, 1, padding, layer.dilation, channels)
 
     def gradients(y_NCHW: Tensor) -> Callable[[], object]:
         grad_NCHW = torch.ones_like(y_NCHW)

@@ -3,7 +3,7 @@
     python benchmarks/step_speed.py --sizes 160x112,320x224 --threads 2
 
 `plain` is written here as it is published: each batch goes through the whole teacher and the whole student, and the
-gradient through the whole student. The others are `edge_ilseg.train.train` as `edge-ilseg step` runs it: with a frozen
+gradient through the whole student; convolutions, enlargement and losses are torch's own. The others are `edge_ilseg.train.train` as `edge-ilseg step` runs it: with a frozen
 encoder (`freeze`), the same with cached features once the cache is full (`cache`), and with every weight trained
 (`unfrozen`). All have output distillation and the same images, of a photograph's size, augmented alike.
 
@@ -97,8 +97,10 @@ def run_plain(student: Any, teacher: Any, settings: Any, turn: Callable[..., Non
     import torch
     from torch.nn import functional as F
 
+    from edge_ilseg.models import depthwise
     from edge_ilseg.models.normalization import normalize
 
+    depthwise._may_be_replaced = lambda _: False
     teacher.requires_grad_(False).eval()
     student.set_batch_norm("eval")
     student.train()
@@ -106,8 +108,8 @@ def run_plain(student: Any, teacher: Any, settings: Any, turn: Callable[..., Non
     for iteration, (images_NHWC, labels_NHW) in enumerate(make_batches(student, settings)):
         images_NCHW = normalize(images_NHWC, student.spec)
         with torch.no_grad():
-            old_NKHW = teacher(images_NCHW).logits_NCHW
-        logits_NCHW = student(images_NCHW).logits_NCHW
+            old_NKHW = F.interpolate(teacher(images_NCHW).coarse_NCHW, images_NCHW.shape[2:], mode="bilinear")
+        logits_NCHW = F.interpolate(student(images_NCHW).coarse_NCHW, images_NCHW.shape[2:], mode="bilinear")
         loss = F.cross_entropy(logits_NCHW, labels_NHW, ignore_index=255)
         log_p_NKHW = F.log_softmax(logits_NCHW, dim=1)[:, :OLD]
         is_old_NHW = labels_NHW < OLD

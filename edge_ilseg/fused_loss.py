@@ -8,9 +8,9 @@
    p - q at the old channels for L'_D, q being the teacher's softmax. Enlarging is linear, and so is the way back
    (`models.enlarge`): the gradient of the sum goes that way once. Whoever asks for one term's gradient alone gets it
    from a second pass.
-4. Before it is enlarged, each position's largest logit is taken off. That moves all channels of a pixel by the same, so
-   its softmax stays, and none of its logits is above 0. Where all of them could lie so far below that their exponentials
-   vanish, between positions that are sure of different classes, the largest is taken off once more behind it.
+4. Before it is enlarged, each position's largest logit is taken off. That moves all channels of a pixel by the same,
+   so its softmax stays, and none of its logits is above 0. Where all of them could lie so far below that their
+   exponentials vanish, between positions that are sure of different classes, the largest is taken off again afterwards.
 5. `can_fuse` says where it holds; everything else goes through `losses`.
 """
 

@@ -1,4 +1,4 @@
-"""Dilated depthwise convolutions: torch's values and gradients, a plain loop, and an export that has the convolution."""
+"""Dilated depthwise convolutions: torch's values and gradients, a plain loop, and what an exported graph has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edge_ilseg.models.layers import Conv2dSame
 
 CHANNELS = 6
 GEOMETRIES = [(3, 2, 7, 10), (3, 5, 7, 10), (5, 2, 7, 10), (5, 3, 9, 4), (3, 9, 7, 10), (3, 4, 1, 1), (7, 2, 5, 5)]
-"""Kernel, dilation, height and width: by oneDNN and by taps; with taps that lie outside, all but one, from everywhere."""
+"""Kernel, dilation, height and width: by oneDNN and by taps; with taps that lie outside from everywhere."""
 
 
 def make_conv(kernel: int, dilation: int) -> SameConv2d:
@@ -46,6 +46,17 @@ def test_values_and_gradients_are_those_of_torch(
         strict=True,
     ):
         torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [1, CHANNELS * 70 * 2])
+def test_the_gradient_is_the_same_however_many_images_are_taken_at_a_time(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv, x_NCHW = make_conv(3, 2), torch.randn(5, CHANNELS, 7, 10, dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(by_torch(x_NCHW, conv).square().sum(), conv.weight)
+    monkeypatch.setattr(depthwise, "PRODUCTS_AT_ONCE", at_once)
+    (found,) = torch.autograd.grad(conv(x_NCHW).square().sum(), conv.weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_values_are_those_of_a_loop_over_positions_and_taps() -> None:

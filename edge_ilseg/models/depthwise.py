@@ -1,10 +1,11 @@
 """Dilated depthwise convolutions on a CPU, where torch's own take many times what their few products need.
 
-1. y(p) = sum over taps t of w(t) x(p + t): one multiplication and addition of the whole map, moved by t, for each tap. A
-   tap that lies outside the map from everywhere is left out. The gradient of w(t) is the sum over p of x(p + t) times
-   y's; that of x is the same convolution of y's with the kernel turned round.
-2. oneDNN, which torch calls, has fast code for the forward pass while the padding is at most `FAST_PADDING_PX`, and none
-   for the gradients: `benchmarks/depthwise.py` measures both.
+1. y(p) = sum over taps t of w(t) x(p + t): one multiplication and addition of the whole map, moved by t, for each tap.
+   A tap that lies outside the map from everywhere is left out. The gradient of w(t) is the sum over p of x(p + t) times
+   y's, so many images at a time as a processor's cache holds; that of x is the same convolution of y's with the kernel
+   turned round.
+2. oneDNN, which torch calls, has fast code for the forward pass while the padding is at most `FAST_PADDING_PX`, and
+   none for the gradients: `benchmarks/depthwise.py` measures both.
 3. Values are torch's up to rounding. Only float32 and float64 on a CPU go this way, and nothing that is being traced:
    an exported graph has the convolution.
 """
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 
 FAST_PADDING_PX = 4
 """With more of it oneDNN leaves its vectorised code (AVX2)."""
+PRODUCTS_AT_ONCE = 1 << 20
+"""Values of a map's products that are in memory at a time (rule 1)."""
 
 Span = tuple[slice, slice]
 """Rows and columns of a map."""
@@ -80,10 +83,7 @@ class _Dilated(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x_NCHW = _forward(grad_NCHW, weight_C1KK.flip(2, 3), ctx.dilation)
         if ctx.needs_input_grad[1]:
-            grad_weight_C1KK = torch.zeros_like(weight_C1KK)
-            for row, column, to, source in _taps(x_NCHW, weight_C1KK, ctx.dilation):
-                products_NCHW = grad_NCHW[:, :, *to] * x_NCHW[:, :, *source]
-                grad_weight_C1KK[:, 0, row, column] = products_NCHW.sum(dim=(0, 2, 3))
+            grad_weight_C1KK = _weight_gradient(x_NCHW, weight_C1KK, grad_NCHW, ctx.dilation)
         return grad_x_NCHW, grad_weight_C1KK, None
 
 
@@ -95,6 +95,17 @@ def _forward(x_NCHW: Tensor, weight_C1KK: Tensor, dilation: int) -> Tensor:
     for row, column, to, source in _taps(x_NCHW, weight_C1KK, dilation):
         y_NCHW[:, :, *to].addcmul_(x_NCHW[:, :, *source], weight_C1KK[:, 0, row, column, None, None])
     return y_NCHW
+
+
+def _weight_gradient(x_NCHW: Tensor, weight_C1KK: Tensor, grad_NCHW: Tensor, dilation: int) -> Tensor:
+    total_C1KK = torch.zeros_like(weight_C1KK)
+    images = max(1, PRODUCTS_AT_ONCE // x_NCHW[0].numel())
+    parts = zip(torch.split(x_NCHW, images), torch.split(grad_NCHW, images), strict=True)
+    for part_NCHW, grad_part_NCHW in parts:
+        for row, column, to, source in _taps(x_NCHW, weight_C1KK, dilation):
+            products_NCHW = grad_part_NCHW[:, :, *to] * part_NCHW[:, :, *source]
+            total_C1KK[:, 0, row, column] += products_NCHW.sum(dim=(0, 2, 3))
+    return total_C1KK
 
 
 def _taps(x_NCHW: Tensor, weight_C1KK: Tensor, dilation: int) -> Iterator[tuple[int, int, Span, Span]]:

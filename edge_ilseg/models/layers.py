@@ -96,10 +96,10 @@ class ConvBatchNorm(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Convolve, normalise, activate."""
-        x_NCHW = self.bn(self.conv(x_NCHW))
+        x_NCHW = self.bn(self.conv(x_NCHW))  # nobody else has it, so the activation may write over it
         if self.activation == "relu":
-            return F.relu(x_NCHW)
-        return F.relu6(x_NCHW) if self.activation == "relu6" else x_NCHW
+            return F.relu(x_NCHW, inplace=True)
+        return F.relu6(x_NCHW, inplace=True) if self.activation == "relu6" else x_NCHW
 
 
 class StageGeometry(NamedTuple):
