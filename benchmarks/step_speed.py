@@ -3,9 +3,10 @@
     python benchmarks/step_speed.py --sizes 160x112,320x224 --threads 2
 
 `plain` is written here as it is published: each batch goes through the whole teacher and the whole student, and the
-gradient through the whole student; convolutions, enlargement and losses are torch's own. The others are `edge_ilseg.train.train` as `edge-ilseg step` runs it: with a frozen
-encoder (`freeze`), the same with cached features once the cache is full (`cache`), and with every weight trained
-(`unfrozen`). All have output distillation and the same images, of a photograph's size, augmented alike.
+gradient through the whole student; convolutions, enlargement and losses are torch's own. The others are
+`edge_ilseg.train.train` as `edge-ilseg step` runs it: with a frozen encoder (`freeze`), the same with cached features
+once the cache is full (`cache`), and with every weight trained (`unfrozen`). All have output distillation and the same
+images, of a photograph's size, augmented alike.
 
 Each runs in a process of its own, so that its peak memory is its own. They take turns, a round each, so that whatever
 else the machine does meets them all; the ratio is the median over the rounds of plain's time to theirs. On a busy
