@@ -19,9 +19,10 @@ workspace_argument = click.argument(
 hint_option = click.option(
     "--hint",
     type=click.Choice(["latency", "throughput"]),
-    default="latency",
+    default="throughput",
     show_default=True,
-    help="Run one image with all threads, or several at the same time.",
+    help="Images one at a time with all threads, or several side by side, each of which takes longer. The latency that "
+    "a verdict is about is always that of one alone.",
 )
 step_option = click.option(
     "--step", "step_name", metavar="STEP", help="Name or number of a step; the latest if left out."
