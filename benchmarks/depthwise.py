@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edge_ilseg.models.depthwise import SameConv2d
+from edge_ilseg.models.depthwise import DepthwiseConv2d
 from edge_ilseg.models.spec import ModelSpec, aspp_rates
 
 BATCH, OUTPUT_STRIDE, ROUNDS = 8, 16, 15
@@ -50,7 +50,7 @@ def milliseconds(run: Callable[[], object]) -> float:
 def measure(layer: Layer, height_px: int, width_px: int) -> list[tuple[float, float]]:
     """Milliseconds of torch and of ours: forward, then both gradients."""
     channels, padding = layer.channels, layer.dilation * (layer.kernel // 2)
-    conv = SameConv2d(
+    conv = DepthwiseConv2d(
         channels, channels, layer.kernel, padding=padding, dilation=layer.dilation, groups=channels, bias=False
     )
     x_NCHW = torch.randn(BATCH, layer.channels, height_px, width_px).contiguous(memory_format=torch.channels_last)

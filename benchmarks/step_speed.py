@@ -101,7 +101,7 @@ def run_plain(student: Any, teacher: Any, settings: Any, turn: Callable[..., Non
     from edge_ilseg.models import depthwise
     from edge_ilseg.models.normalization import normalize
 
-    depthwise._may_be_replaced = lambda _: False
+    depthwise._may_be_replaced = lambda *_: False
     teacher.requires_grad_(False).eval()
     student.set_batch_norm("eval")
     student.train()

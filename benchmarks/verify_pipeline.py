@@ -4,8 +4,8 @@
 
 Both sides run in one process, in turns, on the same int8 model: the bare loop gets images that are decoded and resized
 already, and throws the masks away; the pipeline reads files, decodes, resizes, runs, brings masks to the size of the
-labels and counts. Each is done with the model as it is loaded by default, one image with all threads, and with
-`--hint throughput`, several images with a thread each. Prints the quickest of the rounds, which other work on the
+labels and counts. Each is done with one image at a time and all threads, `--hint latency`, and with several images side by
+side and a thread each, as `verify` and `predict` do by default. Prints the quickest of the rounds, which other work on the
 machine disturbs least, the ratio, and what reading labels and counting add to a run. The long run goes over the same
 files again and again.
 """
@@ -76,7 +76,7 @@ def main() -> None:
             ]
         seconds = _in_turns(sides, options.rounds)
         print(f"\n{entry.runtime} int8, {session.input_width_px}x{session.input_height_px}, {len(ids)} images")
-        for form, part in (("", seconds[:4]), (", --hint throughput", seconds[4:])):
+        for form, part in (("", seconds[:4]), (", side by side", seconds[4:])):
             for name, value in zip(
                 ("bare model", "files to masks", "with labels", "files to scores"), part, strict=True
             ):

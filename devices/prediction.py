@@ -62,7 +62,7 @@ class PredictedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: dict[str, float]
     """Share of the image's pixels in 0..1, of the classes that are present, the largest first."""
     latency_ms: float
-    """Wall time of the model alone."""
+    """Wall time of the model alone, others running beside it where `side_by_side` is above 1."""
 
 
 class BadSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,6 +89,8 @@ class Predictions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     out: str
     images: tuple[PredictedImage, ...]
     bad_images: tuple[BadSource, ...]
+    side_by_side: int = 1
+    """Images that the model ran at the same time, at most."""
 
 
 class _Kept(NamedTuple):
@@ -166,6 +168,7 @@ def predict_images(
         out=shown_path(out),
         images=tuple(images),
         bad_images=tuple(bad_images),
+        side_by_side=loaded.session.concurrent_runs,
     )
 
 

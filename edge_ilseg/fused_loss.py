@@ -6,8 +6,8 @@
    nothing of the size of the batch is ever written.
 3. The gradient is known in closed form and taken while the softmax p is at hand: p - 1 at the label for cross-entropy,
    p - q at the old channels for L'_D, q being the teacher's softmax. Enlarging is linear, and so is the way back
-   (`models.enlarge`): the gradient of the sum goes that way once. Whoever asks for one term's gradient alone gets it
-   from a second pass.
+   (`models.enlarge`): the gradient of the sum goes that way once. With a teacher, whoever asks for one term's gradient
+   alone gets it from a second pass.
 4. Before it is enlarged, each position's largest logit is taken off. That moves all channels of a pixel by the same,
    so its softmax stays, and none of its logits is above 0. Where all of them could lie so far below that their
    exponentials vanish, between positions that are sure of different classes, the largest is taken off again afterwards.
@@ -28,7 +28,7 @@ from edge_ilseg.models.enlarge import Axes
 from edge_ilseg.models.segmentation import SegmentationOutput
 
 LOWEST = -80.0
-"""A logit above it has an exponential above 0 in float32."""
+"""The exponential of a logit above it is a normal number in float32."""
 
 
 class FusedTerms(NamedTuple):
@@ -99,24 +99,25 @@ class _Fused(torch.autograd.Function):
         distilled_NHW: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         gradient_NChw = torch.empty_like(coarse_NChw) if ctx.needs_input_grad[0] else None
-        totals = _walk(coarse_NChw, teacher_NKhw, channels_NHW, known_NHW, distilled_NHW, gradient_NChw)
-        ctx.save_for_backward(gradient_NChw, coarse_NChw, teacher_NKhw, channels_NHW, known_NHW, distilled_NHW)
+        batch = coarse_NChw, teacher_NKhw, channels_NHW, known_NHW, distilled_NHW
+        totals = _sum_up(*batch, gradient_NChw)
+        ctx.save_for_backward(gradient_NChw, *(() if teacher_NKhw is None else batch))
         return totals[0], totals[1]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_cross_entropy: Tensor, grad_kd_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_NChw, coarse_NChw, teacher_NKhw, channels_NHW, known_NHW, distilled_NHW = ctx.saved_tensors
-        if torch.equal(grad_cross_entropy, grad_kd_output):
+        gradient_NChw, *batch = ctx.saved_tensors
+        if not batch or torch.equal(grad_cross_entropy, grad_kd_output):
             return grad_cross_entropy * gradient_NChw, None, None, None, None
-        known_NHW = grad_cross_entropy * known_NHW
-        distilled_NHW = None if distilled_NHW is None else grad_kd_output * distilled_NHW
+        coarse_NChw, teacher_NKhw, channels_NHW, known_NHW, distilled_NHW = batch
+        known_NHW, distilled_NHW = grad_cross_entropy * known_NHW, grad_kd_output * distilled_NHW
         gradient_NChw = torch.empty_like(coarse_NChw)
-        _walk(coarse_NChw, teacher_NKhw, channels_NHW, known_NHW, distilled_NHW, gradient_NChw)
+        _sum_up(coarse_NChw, teacher_NKhw, channels_NHW, known_NHW, distilled_NHW, gradient_NChw)
         return gradient_NChw, None, None, None, None
 
 
-def _walk(
+def _sum_up(
     coarse_NChw: Tensor,
     teacher_NKhw: Tensor | None,
     channels_NHW: Tensor,

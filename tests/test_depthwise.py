@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_ilseg.models import depthwise
-from edge_ilseg.models.depthwise import SameConv2d, convolve
+from edge_ilseg.models.deeplab import DeepLabV3
+from edge_ilseg.models.depthwise import DepthwiseConv2d, convolve
+from edge_ilseg.models.efficientnet_lite import EfficientNetLite
 from edge_ilseg.models.layers import Conv2dSame
 
 CHANNELS = 6
@@ -16,10 +18,10 @@ GEOMETRIES = [(3, 2, 7, 10), (3, 5, 7, 10), (5, 2, 7, 10), (5, 3, 9, 4), (3, 9, 
 """Kernel, dilation, height and width: by oneDNN and by taps; with taps that lie outside from everywhere."""
 
 
-def make_conv(kernel: int, dilation: int) -> SameConv2d:
+def make_conv(kernel: int, dilation: int) -> DepthwiseConv2d:
     torch.manual_seed(0)
     padding = dilation * (kernel // 2)
-    return SameConv2d(
+    return DepthwiseConv2d(
         CHANNELS, CHANNELS, kernel, padding=padding, dilation=dilation, groups=CHANNELS, bias=False
     ).double()
 
@@ -104,17 +106,48 @@ class _Refuse:
 @pytest.mark.parametrize(
     "conv",
     [
-        SameConv2d(4, 4, 3, padding=1, groups=4, bias=False),
-        SameConv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False),
-        SameConv2d(4, 8, 3, padding=2, dilation=2, groups=4, bias=False),
-        SameConv2d(4, 4, 3, padding=2, dilation=2, groups=4, bias=True),
-        SameConv2d(4, 4, 3, padding=1, dilation=2, groups=4, bias=False),
+        DepthwiseConv2d(4, 4, 3, padding=1, groups=4, bias=False),
+        DepthwiseConv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False),
+        DepthwiseConv2d(4, 8, 3, padding=2, dilation=2, groups=4, bias=False),
+        DepthwiseConv2d(4, 4, 3, padding=2, dilation=2, groups=4, bias=True),
+        DepthwiseConv2d(4, 4, 3, padding=1, dilation=2, groups=4, bias=False),
         Conv2dSame(4, 4, 3, 2, dilation=2, groups=4, bias=False),
     ],
 )
 def test_every_other_convolution_is_left_to_torch(conv: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depthwise, "_Dilated", _Refuse)
     conv(torch.zeros(1, 4, 9, 9))
+
+
+def deeplab() -> nn.Module:
+    """Its first branch is a 1x1 convolution; the next is the first of the separable ones."""
+    return DeepLabV3(4, 4, (2, 3, 5), (2,)).branches[1]
+
+
+def lite() -> nn.Module:
+    """The last stage of EfficientNet-Lite0, dilated at output stride 16."""
+    return EfficientNetLite("efficientnet_lite0", 16).stages[-1]
+
+
+@pytest.mark.parametrize(
+    ("module", "channels"),
+    [(make_conv(3, 5).float(), CHANNELS), (deeplab(), 4), (lite(), 192)],
+    ids=["the convolution", "DeepLab v3", "EfficientNet-Lite"],
+)
+def test_dilated_depthwise_convolutions_of_the_networks_go_by_taps(
+    module: nn.Module, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthwise, "_Dilated", _Refuse)
+    with pytest.raises(AssertionError, match="replaced"):
+        module(torch.zeros(2, channels, 6, 8))
+
+
+def test_what_torch_refuses_or_takes_as_it_is_is_left_to_torch() -> None:
+    conv = make_conv(3, 2).float()
+    assert conv(torch.zeros(0, CHANNELS, 4, 4)).shape == (0, CHANNELS, 4, 4)
+    assert conv(torch.zeros(CHANNELS, 4, 4)).shape == (CHANNELS, 4, 4)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        conv(torch.zeros(1, CHANNELS, 4, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

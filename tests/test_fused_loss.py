@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_ilseg import losses
+from edge_ilseg import fused_loss, losses
 from edge_ilseg.fused_loss import FusedTerms, can_fuse, fused_terms
 from edge_ilseg.methods import METHODS, Mask, Method, resolve_method
 from edge_ilseg.metrics import VOID
@@ -126,6 +126,22 @@ def test_the_gradient_of_the_sum_is_the_sum_of_the_gradients() -> None:
     one, other = gradients(found, student)
     (both,) = torch.autograd.grad(torch.stack(found).sum(), student)
     torch.testing.assert_close(both, one + other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ask", "has_teacher", "passes"),
+    [("sum", True, 1), ("sum", False, 1), ("cross_entropy", False, 1), ("cross_entropy", True, 2)],
+)
+def test_a_second_pass_is_made_for_one_term_of_two_alone(
+    ask: str, has_teacher: bool, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher, labels_NHW = batch()
+    made: list[None] = []
+    sum_up = fused_loss._sum_up
+    monkeypatch.setattr(fused_loss, "_sum_up", lambda *given: (made.append(None), sum_up(*given))[1])
+    found = fused_terms(output(student), labels_NHW, output(teacher) if has_teacher else None)
+    (torch.stack(found).sum() if ask == "sum" else found.cross_entropy).backward()
+    assert len(made) == passes
 
 
 def test_values_alone_need_no_gradient() -> None:

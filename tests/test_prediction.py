@@ -95,6 +95,17 @@ def test_the_mask_of_an_image_is_its_channels_with_the_colors_of_the_bundle(
     assert image.latency_ms > 0
 
 
+@pytest.mark.parametrize(("options", "count"), [((), 2), (("--hint", "throughput"), 2), (("--hint", "latency"), 1)])
+def test_images_run_side_by_side_and_the_latency_says_so(
+    options: tuple[str, ...], count: int, bundle: Path, frames: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    asked = [str(bundle), str(save(tmp_path / "a.png", frames[0])), "--threads", "2", *options]
+    shown = CliRunner().invoke(predict, [*asked, "--out", str(tmp_path / "out")])
+    assert ("2 images side by side)" in shown.output) == (count == 2), shown.output
+    printed = CliRunner().invoke(predict, [*asked, "--out", str(tmp_path / "more"), "--json"])
+    assert parse_predictions(printed.stdout.encode()).side_by_side == count
+
+
 def test_a_mask_comes_to_the_images_own_size_by_nearest_neighbour(bundle: Path, tmp_path: Path) -> None:
     image_HWC = np.random.default_rng(0).integers(0, 256, (101, 83, 3)).astype(np.uint8)
     (image,) = look(bundle, tmp_path / "out", save(tmp_path / "a.png", image_HWC)).images

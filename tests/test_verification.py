@@ -21,6 +21,7 @@ from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
 from edge_ilseg.cli import run
 from edge_ilseg.cli.verify import verify
 from edge_ilseg.data.folder import Folder
+from edge_ilseg.devices import verification
 from edge_ilseg.devices.class_scores import class_scores, measured_iou
 from edge_ilseg.devices.evaluation import evaluate_session
 from edge_ilseg.devices.facts import DeviceFacts
@@ -42,7 +43,7 @@ from edge_ilseg.devices.verify_report import (
     encode_report,
     parse_report,
 )
-from edge_ilseg.errors import ConfigError, MissingPackageError, ReportError
+from edge_ilseg.errors import BundleError, ConfigError, MissingPackageError, ReportError
 from edge_ilseg.metrics import retention_confusion, score
 
 BOTH = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -302,6 +303,36 @@ def test_a_parent_without_a_model_of_the_precision_is_named(tmp_path: Path) -> N
     assert report.exit_code == 3
     detail = report.check("fit").detail
     assert f"no such model; at {tmp_path / 'parent'}; found onnxruntime/fp32; expected onnxruntime/int8" in detail
+
+
+def test_images_side_by_side_come_to_the_same_verdict_and_so_do_they_where_there_is_no_room_for_it(
+    forgetful: tuple[Path, Path], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child, parent = forgetful
+
+    def counted(hint: str) -> object:
+        report = verify_here(child, dataset=Folder(images), against=parent, hint=hint, latency_runs=3, threads=2)
+        assert report.scores is not None
+        return verdicts(report), report.scores.metrics, report.scores.classes
+
+    one_at_a_time = counted("latency")
+    assert counted("throughput") == one_at_a_time
+    refused: list[object] = []
+
+    def refuse(*loaded: object) -> object:
+        refused.append(loaded)
+        raise BundleError("no memory is left", hint="-")
+
+    monkeypatch.setattr(verification, "for_throughput", refuse)
+    assert counted("throughput") == one_at_a_time
+    assert len(refused) == 2  # the child's and the parent's
+
+
+def test_nothing_is_loaded_to_run_side_by_side_where_no_image_is_scored(
+    family: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "for_throughput", None)
+    assert verify_here(family[0], against=family[1], hint="throughput", **FAST).exit_code == 0
 
 
 def test_without_images_retention_is_not_checked_and_the_report_says_so(family: tuple[Path, Path]) -> None:

@@ -115,7 +115,9 @@ def _summary(predictions: Predictions) -> RenderableType:
     if predictions.images:
         latency_ms = median(image.latency_ms for image in predictions.images)
         model = f"{predictions.model.runtime_version}, {predictions.model.precision}"
-        parts += [Text(f"{model}: {latency_ms:.1f} ms an image (median, the model alone)"), _class_table(predictions)]
+        others = f", {count} images side by side" if (count := predictions.side_by_side) > 1 else ""
+        parts.append(Text(f"{model}: {latency_ms:.1f} ms an image (median, the model alone{others})"))
+        parts.append(_class_table(predictions))
     parts += [Text(f"bad image: {bad.reason}", style="bold red") for bad in predictions.bad_images]
     counts = f"{len(predictions.images)} of {len(predictions.images) + len(predictions.bad_images)} images -> "
     parts.append(Text(counts + predictions.out, style="bold red" if predictions.bad_images else "green"))

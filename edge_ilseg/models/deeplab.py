@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_ilseg.models.depthwise import SameConv2d
+from edge_ilseg.models.depthwise import DepthwiseConv2d
 from edge_ilseg.models.head import GrowingClassifier
 from edge_ilseg.models.layers import ConvBatchNorm
 
@@ -72,7 +72,9 @@ def _sum(shares_NCHW: Sequence[Tensor]) -> Tensor:
 
 
 def _separable(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
-    depthwise = SameConv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False)
+    depthwise = DepthwiseConv2d(
+        in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False
+    )
     pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     return nn.Sequential(ConvBatchNorm(depthwise, "relu"), ConvBatchNorm(pointwise, "relu"))
 

@@ -2,12 +2,12 @@
 
 1. y(p) = sum over taps t of w(t) x(p + t): one multiplication and addition of the whole map, moved by t, for each tap.
    A tap that lies outside the map from everywhere is left out. The gradient of w(t) is the sum over p of x(p + t) times
-   y's, so many images at a time as a processor's cache holds; that of x is the same convolution of y's with the kernel
+   y's, as many images at a time as the cache holds; that of x is the same convolution of y's with the kernel
    turned round.
 2. oneDNN, which torch calls, has fast code for the forward pass while the padding is at most `FAST_PADDING_PX`, and
    none for the gradients: `benchmarks/depthwise.py` measures both.
-3. Values are torch's up to rounding. Only float32 and float64 on a CPU go this way, and nothing that is being traced:
-   an exported graph has the convolution.
+3. Values are torch's up to rounding. Only float32 and float64 on a CPU go this way, and nothing that is being
+   compiled or exported: such a graph has the convolution.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Span = tuple[slice, slice]
 """Rows and columns of a map."""
 
 
-class SameConv2d(nn.Conv2d):
-    """A convolution whose padding keeps the size, in the way that is fast here."""
+class DepthwiseConv2d(nn.Conv2d):
+    """torch's convolution, by taps where rule 1 holds for it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve N x C x H x W into N x C' x H x W."""
+        """Convolve N x C x H x W into N x C' x H' x W'."""
         return convolve(input, self, (int(self.padding[0]), int(self.padding[1])))
 
 
 def convolve(x_NCHW: Tensor, conv: nn.Conv2d, padding: tuple[int, int]) -> Tensor:
     """`conv` with that padding, on every side, in place of its own; by rule 1 where that holds."""
-    if _is_dilated_depthwise(conv, padding) and _may_be_replaced(x_NCHW):
+    if _is_dilated_depthwise(conv, padding) and _may_be_replaced(x_NCHW, conv.weight):
         convolved: Tensor = _Dilated.apply(x_NCHW, conv.weight, conv.dilation[0])  # type: ignore[no-untyped-call]
         return convolved
     return F.conv2d(x_NCHW, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
@@ -59,10 +59,13 @@ def _is_dilated_depthwise(conv: nn.Conv2d, padding: tuple[int, int]) -> bool:
     )
 
 
-def _may_be_replaced(x_NCHW: Tensor) -> bool:
+def _may_be_replaced(x_NCHW: Tensor, weight_C1KK: Tensor) -> bool:
     return (
         x_NCHW.device.type == "cpu"
         and x_NCHW.dtype in (torch.float32, torch.float64)
+        and x_NCHW.dtype == weight_C1KK.dtype
+        and x_NCHW.dim() == 4
+        and x_NCHW.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
