@@ -2,12 +2,12 @@
 
     python benchmarks/verify_pipeline.py BUNDLE --data msrc:MSRC --images 256 --long 10000
 
-Both sides run in one process, in turns, on the same int8 model: the bare loop gets images that are decoded and resized
-already, and throws the masks away; the pipeline reads files, decodes, resizes, runs, brings masks to the size of the
-labels and counts. Each is done with one image at a time and all threads, `--hint latency`, and with several images side by
-side and a thread each, as `verify` and `predict` do by default. Prints the quickest of the rounds, which other work on the
-machine disturbs least, the ratio, and what reading labels and counting add to a run. The long run goes over the same
-files again and again.
+Both sides run in one process, in turns, on the same int8 model: the bare loop gets images that are decoded and
+resized already, and throws the masks away; the pipeline reads files, decodes, resizes, runs, brings masks to the size
+of the labels and counts. Each is done with one image at a time and all threads, `--hint latency`, and with several
+images side by side and a thread each, as `verify` and `predict` do by default. Prints the quickest of the rounds,
+which other work on the machine disturbs least, the ratio, and what reading labels and counting add to a run. The long
+run goes over the same files again and again.
 """
 
 from __future__ import annotations
