@@ -87,8 +87,11 @@ def read_results(folder: Path) -> ScenarioResults:
         WorkspaceError: there is no scenario, or a step is damaged.
     """
     plan = read_plan(folder)
-    chains = tuple(_read_chains(folder, plan))
-    failed = _read_failures(folder)
+    return collect(plan, _read_chains(folder, plan), _read_failures(folder))
+
+
+def collect(plan: ScenarioPlan, chains: Sequence[Chain], failed: Mapping[tuple[str, int], str]) -> ScenarioResults:
+    """The results of these chains; `failed` says of (method, seed) why a chain has ended."""
     finished: dict[str, list[Chain]] = {}
     unfinished = []
     for chain in chains:
@@ -102,7 +105,7 @@ def read_results(folder: Path) -> ScenarioResults:
         format=FORMAT,
         format_version=FORMAT_VERSION,
         plan=plan,
-        chains=chains,
+        chains=tuple(chains),
         summaries=tuple(summarize(plan, finished[method]) for method in ordered),
         unfinished=tuple(unfinished),
     )

@@ -16,6 +16,7 @@ from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 
 if TYPE_CHECKING:
     from edge_ilseg.config import Config, DataConfig
+    from edge_ilseg.scenario_results import ScenarioResults
 
 DEFAULT_ORDER = {"msrc": "frequency"}
 """In the listed order of MSRC-v2 classes would be left without an image."""
@@ -117,6 +118,7 @@ def run(
     from edge_ilseg.cli.progress_bar import progress_bar
     from edge_ilseg.config import override
     from edge_ilseg.pipeline import TRAINING_MODULES
+    from edge_ilseg.scenario_results import read_results
     from edge_ilseg.scenario_run import plan_scenario, run_scenario
 
     kind, text = _parse_source(source)
@@ -154,19 +156,31 @@ def run(
             jobs=jobs,
             progress=progress,
         )
-    _show(folder, as_json)
+    _show(read_results(folder), folder, as_json)
 
 
 @scenario.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER|results.json...")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write results.json and results.md there."
+)
 @json_option
-def show(folder: Path, as_json: bool) -> None:
-    """Print the tables of a run, finished or not, and write them beside it.
+def show(parts: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Print the tables of a run, finished or not; one run's are written beside it, too.
+
+    Several parts of one scenario become one table: folders of different methods or seeds, as several machines leave
+    them, or the results.json of such folders.
 
     \b
     edge-ilseg scenario show scenario-msrc-16+5
+    edge-ilseg scenario show machine-1/scenario-msrc-16+5 machine-2/results.json --out together
     """
-    _show(folder, as_json)
+    from edge_ilseg.scenario_merge import load_results, merge_results
+
+    results = merge_results([(part, load_results(part)) for part in parts])
+    if out is None and len(parts) == 1 and parts[0].is_dir():
+        (out,) = parts
+    _show(results, out, as_json)
 
 
 @click.command()
@@ -249,9 +263,10 @@ def reproduce(
             jobs=jobs,
             progress=progress,
         )
-    _show(folder, as_json)
+    results = read_results(folder)
+    _show(results, folder, as_json)
     if not as_json:
-        _print_rows("beside the published rows", COMPARISON_HEADER, comparison_rows(experiment, read_results(folder)))
+        _print_rows("beside the published rows", COMPARISON_HEADER, comparison_rows(experiment, results))
 
 
 def _parse_source(source: str) -> tuple[str, str]:
@@ -326,25 +341,18 @@ def _override_settings(
     )
 
 
-def _show(folder: Path, as_json: bool) -> None:
-    """Collect, write and print the results of a folder."""
+def _show(results: ScenarioResults, out: Path | None, as_json: bool) -> None:
+    """Write results into a folder, if one is given, and print them."""
     import msgspec
 
     from edge_ilseg.files import write_bytes
-    from edge_ilseg.scenario_results import (
-        SUMMARY_HEADER,
-        class_rows,
-        describe,
-        markdown,
-        read_results,
-        step_rows,
-        summary_rows,
-    )
+    from edge_ilseg.scenario_results import SUMMARY_HEADER, class_rows, describe, markdown, step_rows, summary_rows
 
-    results = read_results(folder)
     encoded = msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
-    write_bytes(folder / "results.json", encoded)
-    write_bytes(folder / "results.md", markdown(results).encode())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / "results.json", encoded)
+        write_bytes(out / "results.md", markdown(results).encode())
     if as_json:
         click.echo(encoded.decode(), nl=False)
         return
@@ -359,7 +367,8 @@ def _show(folder: Path, as_json: bool) -> None:
         _print_rows(title, header, rows)
     if results.unfinished:
         click.echo(f"not finished, and left out: {'; '.join(results.unfinished)}")
-    click.echo(f"written: {folder / 'results.json'}, {folder / 'results.md'}")
+    if out is not None:
+        click.echo(f"written: {out / 'results.json'}, {out / 'results.md'}")
 
 
 def _print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
