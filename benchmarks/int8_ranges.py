@@ -4,8 +4,10 @@
     pip install -c constraints.txt nncf && python benchmarks/int8_ranges.py RUN --nncf ...
 
 RUN is a folder that `edge-ilseg scenario run` made. For each seed and method, and each step of its chain, the same
-float model is quantized in every way; each way goes on from its own ranges of the step before. All are scored in one
-run on the evaluation split, in both runtimes, with the real kernels of this machine and simulated.
+float model is quantized in every way; each way goes on from its own ranges and weights of the step before. All are
+scored in one run on the evaluation split, in both runtimes, with the real kernels of this machine and some simulated;
+steps before the last in onnxruntime alone. Weights are rounded as the export does (fitted to the images that the ranges
+are from, or carried), but for `carry, nearest`.
 
 `old-images` calibrates on images of step 0, which nobody has in the field: what could be had without the privacy rule.
 `nncf` is NNCF's post-training quantization with its defaults on the same new images, in OpenVINO.
@@ -13,19 +15,22 @@ run on the evaluation split, in both runtimes, with the real kernels of this mac
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from edge_ilseg.calibration.collect import collect_extremes
+from edge_ilseg.calibration.collect import collect_extremes, quantized_nodes
 from edge_ilseg.calibration.merge import make_ranges
+from edge_ilseg.calibration.moments import Moments, collect_moments
 from edge_ilseg.calibration.ranges import Ranges
 from edge_ilseg.calibration.sample import choose_images
 from edge_ilseg.checkpoint import StepRecord, load_model
@@ -36,7 +41,9 @@ from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, import_openvino, openvino_core
 from edge_ilseg.export.float_onnx import write_float_onnx
 from edge_ilseg.export.openvino_ir import write_ir
-from edge_ilseg.export.quantize import write_int8_onnx, write_weights_only
+from edge_ilseg.export.pieces import read_constants
+from edge_ilseg.export.quantize import LAST, find_float_layers, write_int8_onnx, write_weights_only
+from edge_ilseg.export.rounding import Rounding
 from edge_ilseg.export.sessions import Predict, load_onnx, load_openvino
 from edge_ilseg.images import resize_image, resize_mask
 from edge_ilseg.int8_record import RangesMethod, RangesPolicy
@@ -46,13 +53,29 @@ from edge_ilseg.scenario_run import read_plan, seed_folder
 from edge_ilseg.workspace import Workspace, open_workspace
 
 OLD_IMAGES, NNCF, WEIGHTS_ONLY, NEW_ONLY = "old-images", "nncf", "weights-only", "new-only"
-WAYS: dict[str, tuple[RangesPolicy, RangesMethod]] = {
-    "carry": ("carry", "minmax"),
-    "carry, mean": ("carry", "mean-minmax"),
-    "union": ("union", "minmax"),
-    NEW_ONLY: (NEW_ONLY, "minmax"),
-    f"{NEW_ONLY}, mean": (NEW_ONLY, "mean-minmax"),
-    OLD_IMAGES: (NEW_ONLY, "minmax"),
+
+
+class Way(NamedTuple):
+    """One way to int8."""
+
+    policy: RangesPolicy
+    method: RangesMethod = "minmax"
+    fitted: bool = True
+    float_layers: tuple[str, ...] = ()
+    simulated: bool = False
+    """Scored in the simulated forms, too."""
+    each_step: bool = False
+    """Scored after each step, not after the last alone."""
+
+
+WAYS = {
+    "carry": Way("carry", simulated=True, each_step=True),
+    "carry, mean": Way("carry", "mean-minmax", each_step=True),
+    "carry, nearest": Way("carry", fitted=False),
+    "carry, classifiers in float": Way("carry", float_layers=(LAST,)),
+    "union": Way("union"),
+    NEW_ONLY: Way(NEW_ONLY, simulated=True, each_step=True),
+    OLD_IMAGES: Way(NEW_ONLY, simulated=True),
 }
 TIMED_RUNS = 30
 Row = dict[str, Any]
@@ -109,44 +132,55 @@ def measure_step(
     workspace: Workspace,
     images: Images,
     base_ids: Sequence[str],
-    kept: dict[str, Ranges],
+    kept: dict[str, tuple[Ranges, Mapping[str, bytes]]],
     *,
     calibration_count: int,
     simulated: bool,
     scored: bool,
+    is_last: bool,
     nncf: bool,
 ) -> list[Row]:
-    """Quantize one step in every way, and score each; `kept` holds the ranges of the step before, then of this one."""
+    """Quantize one step in every way, and score it; `kept`: ranges and constants of the step before, then its own."""
     float_path = work / "float.onnx"
     write_float_onnx(load_model(workspace.step_folder(record.name), record), float_path)
     ids = images.choose(record, calibration_count)
-    calibration = {NEW_ONLY: ids, OLD_IMAGES: tuple(base_ids)}
-    measured = {
-        name: collect_extremes(
-            float_path,
-            (images.read(item)[np.newaxis] for item in chosen),
-            image_ids=chosen,
-            images_sha256="",
-            step=record.name,
+    chosen = {NEW_ONLY: ids, OLD_IMAGES: tuple(base_ids)}
+    wanted = [way for way, item in WAYS.items() if is_last or item.policy != NEW_ONLY or (scored and item.each_step)]
+    model = onnx.load(float_path)
+    measured, moments = {}, {}
+    for source in (NEW_ONLY, OLD_IMAGES) if OLD_IMAGES in wanted else (NEW_ONLY,):
+        images_NHWC = [images.read(item)[np.newaxis] for item in chosen[source]]
+        measured[source] = collect_extremes(
+            float_path, images_NHWC, image_ids=chosen[source], images_sha256="", step=record.name
         )
-        for name, chosen in calibration.items()
-    }
-    ways: dict[str, Ranges | None] = {WEIGHTS_ONLY: None}
-    for way, (policy, method) in WAYS.items():
-        source = measured[OLD_IMAGES if way == OLD_IMAGES else NEW_ONLY]
-        ways[way] = kept[way] = make_ranges(source, policy, kept.get(way), method=method)
+        moments[source] = collect_moments(float_path, images_NHWC, quantized_nodes(model), count=len(images_NHWC))
+    for way in wanted:
+        item, source = WAYS[way], OLD_IMAGES if way == OLD_IMAGES else NEW_ONLY
+        before, constants = kept.get(way, (None, {}))
+        ranges = make_ranges(measured[source], item.policy, before, method=item.method)
+        write_int8_onnx(
+            float_path,
+            work / f"{way}.onnx",
+            ranges,
+            float_layers=find_float_layers(model, item.float_layers),
+            rounding=Rounding(functools.partial(_some, moments[source] if item.fitted else {}), constants),
+        )
+        kept[way] = ranges, read_constants([work / f"{way}.onnx"])
     if not scored:
         return []
     float_predict = load_onnx(float_path)
     rows = [_row("fp32", "onnxruntime real", score_masks(float_predict, images, record), float_path.stat().st_size)]
-    for way, ranges in ways.items():
+    if not is_last:
+        for way in (way for way, item in WAYS.items() if item.each_step):
+            path = work / f"{way}.onnx"
+            scores = score_masks(load_onnx(path), images, record)
+            rows.append(_row(way, "onnxruntime real", scores, path.stat().st_size))
+        return rows
+    write_weights_only(float_path, work / f"{WEIGHTS_ONLY}.onnx")
+    for way in (WEIGHTS_ONLY, *WAYS):
         onnx_path, xml_path = work / f"{way}.onnx", work / f"{way}.xml"
-        if ranges is None:
-            write_weights_only(float_path, onnx_path)
-        else:
-            write_int8_onnx(float_path, onnx_path, ranges)
         write_ir(onnx_path, xml_path, "int8", {})
-        for form, load in forms(onnx_path, xml_path, simulated=simulated and ranges is not None):
+        for form, load in forms(onnx_path, xml_path, simulated=simulated and way in WAYS and WAYS[way].simulated):
             size = onnx_path.stat().st_size if form.startswith("onnx") else _ir_bytes(xml_path)
             rows.append(_row(way, form, score_masks(load(), images, record), size))
     if nncf:
@@ -158,6 +192,10 @@ def measure_step(
         for way, latency_ms in zip(timed, latencies, strict=True):
             next(row for row in rows if (row["way"], row["form"]) == (way, "openvino real"))["ms"] = latency_ms
     return rows
+
+
+def _some(moments: Mapping[str, Moments], nodes: Collection[str]) -> dict[str, Moments]:
+    return {name: item for name, item in moments.items() if name in nodes}
 
 
 def _row(way: str, form: str, scores: tuple[float | None, float | None], size_bytes: int) -> Row:
@@ -220,7 +258,7 @@ def main(
         base = workspace.read_step("00-base")
         base_ids = images.choose(base, calibration_images)
         for method in methods.split(","):
-            kept: dict[str, Ranges] = {}
+            kept: dict[str, tuple[Ranges, Mapping[str, bytes]]] = {}
             for index in range(last + 1):
                 record = base if index == 0 else workspace.read_step(f"{index:02}-{method}")
                 with tempfile.TemporaryDirectory() as work:
@@ -234,6 +272,7 @@ def main(
                         calibration_count=calibration_images,
                         simulated=simulated and index == last,
                         scored=index == last or (all_steps and index > 0),
+                        is_last=index == last,
                         nncf=nncf and index == last,
                     )
                 rows += [{"seed": seed, "method": method, "step": index, **row} for row in found]

@@ -40,14 +40,22 @@ def quantized_nodes(model: onnx.ModelProto, float_layers: Collection[str] = ()) 
         model: a float graph.
         float_layers: names of nodes that stay in float.
     """
-    feeds_conv: set[str] = set()
-    chosen: list[str] = []
+    feeds_conv = _tensors_that_feed_a_convolution(model)
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if (node.op_type == "Conv" or not feeds_conv.isdisjoint(node.output))
+        and node.op_type in QUANTIZED_OPS
+        and node.name not in float_layers
+    )
+
+
+def _tensors_that_feed_a_convolution(model: onnx.ModelProto) -> set[str]:
+    found: set[str] = set()
     for node in reversed(model.graph.node):
-        if node.op_type == "Conv" or not feeds_conv.isdisjoint(node.output):
-            feeds_conv.update(node.input)
-            if node.op_type in QUANTIZED_OPS and node.name not in float_layers:
-                chosen.append(node.name)
-    return tuple(reversed(chosen))
+        if node.op_type == "Conv" or not found.isdisjoint(node.output):
+            found.update(node.input)
+    return found
 
 
 def quantized_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -114,7 +122,7 @@ def collect_extremes(
     sums: dict[str, NDArray[np.float64]] = {name: np.zeros(2) for name in names}
     done = 0
     with tempfile.TemporaryDirectory(prefix="edge-ilseg-calibration-") as folder:
-        run = _open(with_extremes(model, names), Path(folder) / "extremes.onnx")
+        run = open_graph(with_extremes(model, names), Path(folder) / "extremes.onnx")
         for done, image_NHWC in enumerate(images_NHWC, start=1):
             values = [np.atleast_1d(value.reshape(-1)) for value in run(image_NHWC)]
             for name, lowest_C, highest_C in zip(names, values[::2], values[1::2], strict=True):
@@ -125,13 +133,19 @@ def collect_extremes(
     if done != len(image_ids):
         raise ValueError(f"{done} images for {len(image_ids)} ids")
     hashes = subgraph_hashes(model)
+    inner = _tensors_that_feed_a_convolution(model)
     return Measured(
         step=step,
         image_ids=tuple(image_ids),
         images_sha256=images_sha256,
         graph_sha256=sha256_file(float_onnx_path),
         extremes={name: found[name] for name in names},
-        mean_extremes={name: (float(sums[name][0] / done), float(sums[name][1] / done)) for name in names},
+        mean_extremes={
+            name: (float(sums[name][0] / done), float(sums[name][1] / done))
+            if name in inner
+            else (found[name].lowest, found[name].highest)
+            for name in names
+        },
         subgraphs={name: hashes[name] for name in names},
     )
 
@@ -154,8 +168,8 @@ def with_extremes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     return result
 
 
-def _open(model: onnx.ModelProto, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    """All outputs of a graph for one image, in onnxruntime."""
+def open_graph(model: onnx.ModelProto, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """Gives all outputs of a graph for one image, in onnxruntime; refuses an image of another size."""
     import onnxruntime
 
     onnx.save(model, path)

@@ -36,7 +36,8 @@ class Measured(msgspec.Struct, frozen=True):
     extremes: dict[str, Extremes]
     """Of every quantized tensor, in graph order."""
     mean_extremes: dict[str, tuple[float, float]]
-    """The lowest and the highest value of each tensor in one image, averaged over the images."""
+    """The lowest and the highest value of each tensor in one image, averaged over the images; over all images for
+    logits, which feed no convolution: clipped logits tie, and a tie goes to the older class."""
     subgraphs: dict[str, str]
     """Hash of what each of these tensors depends on."""
 

@@ -13,6 +13,8 @@ RangesPolicy = Literal["carry", "union", "new-only", "weights-only"]
 """Whose ranges the activations get: `edge_ilseg.calibration.merge`."""
 RangesMethod = Literal["minmax", "mean-minmax"]
 """What a measured range is: the extremes over all images, or the extremes of each image, averaged over the images."""
+WeightRounding = Literal["fitted", "nearest"]
+"""Which way weights are rounded: fitted to what their layer reads (`edge_ilseg.export.rounding`), or to the nearest."""
 Attempted = Literal["carry", "union", "new-only", "mixed", "weights-only"]
 """A policy, or `mixed`: the ranges of the attempt that lost least, and the layers of the worst signal in float."""
 GuardImages = Literal["images at hand", "golden images", "labelled images"]
@@ -27,6 +29,7 @@ class CalibrationEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_ids: tuple[str, ...]
     images_sha256: str
     reduce_range: bool
+    rounding: WeightRounding
     ranges_file: str | None
     float_layers: tuple[str, ...]
     """Nodes that stay in float."""

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -26,18 +23,11 @@ from edge_ilseg.calibration.ranges import Ranges
 from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, openvino_core
 from edge_ilseg.errors import ExportError
 from edge_ilseg.export.parent import ParentBundle
+from edge_ilseg.export.pieces import read_constants, take_apart
 from edge_ilseg.export.sessions import ORT_LOG_FATAL
 from edge_ilseg.int8_record import DeltaRow
 
 ENCODER = "encoder."
-
-
-class Pieces(NamedTuple):
-    """A model file, or an IR's two, taken apart."""
-
-    constants: dict[str, bytes]
-    others: Counter[bytes]
-    """Whatever describes one layer, and how often it is there."""
 
 
 def measure_delta(
@@ -55,8 +45,8 @@ def measure_delta(
     before = parent.int8(entry.runtime)
     if before is None:
         return None
-    old = _pieces([parent.folder / name for name in before.files])
-    new = _pieces([folder / name for name in entry.files])
+    old = take_apart([parent.folder / name for name in before.files])
+    new = take_apart([folder / name for name in entry.files])
     encoder = {name: value for name, value in new.constants.items() if name.startswith(ENCODER)}
     changed = _changed(new.constants, old.constants)
     is_same = None
@@ -116,7 +106,7 @@ def check_delta(rows: Iterable[DeltaRow], *, encoder_is_carried: bool, max_chang
 def encoder_sha256(folder: Path, files: Sequence[str]) -> str:
     """Hash of the names and bytes of the encoder's constants in a model: the same for the same frozen encoder."""
     digest = hashlib.sha256()
-    for name, value in sorted(_pieces([folder / item for item in files]).constants.items()):
+    for name, value in sorted(read_constants([folder / item for item in files]).items()):
         if name.startswith(ENCODER):
             digest.update(f"{name}\0{len(value)}\0".encode())
             digest.update(value)
@@ -125,34 +115,6 @@ def encoder_sha256(folder: Path, files: Sequence[str]) -> str:
 
 def _changed(now: dict[str, bytes], before: dict[str, bytes]) -> int:
     return sum(len(value) for name, value in now.items() if before.get(name) != value)
-
-
-def _pieces(paths: Sequence[Path]) -> Pieces:
-    return _onnx_pieces(paths[0]) if paths[0].suffix == ".onnx" else _ir_pieces(*paths)
-
-
-def _onnx_pieces(path: Path) -> Pieces:
-    model = onnx.load(path)
-    constants = {item.name: onnx.numpy_helper.to_array(item).tobytes() for item in model.graph.initializer}
-    others: list[bytes] = []
-    for item in model.graph.initializer:
-        bare = onnx.TensorProto(name=item.name, data_type=item.data_type, dims=item.dims)
-        others.append(bare.SerializeToString(deterministic=True))
-    graph = model.graph
-    for piece in (*graph.node, *graph.value_info, *graph.input, *graph.output, *model.metadata_props):
-        others.append(piece.SerializeToString(deterministic=True))
-    return Pieces(constants, Counter(others))
-
-
-def _ir_pieces(xml_path: Path, bin_path: Path) -> Pieces:
-    xml, weights = xml_path.read_bytes(), bin_path.read_bytes()
-    constants = {}
-    for layer in ElementTree.fromstring(xml).iter("layer"):  # written by OpenVINO a moment ago, or by hash
-        data = layer.find("data")
-        if layer.get("type") == "Const" and data is not None:
-            start = int(data.get("offset", 0))
-            constants[str(layer.get("name"))] = weights[start : start + int(data.get("size", 0))]
-    return Pieces(constants, Counter(xml.splitlines(keepends=True)))
 
 
 def _tensor_values(path: Path, tensor: str, images_NHWC: NDArray[np.uint8]) -> list[NDArray[np.generic]]:

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,9 @@ import onnx
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Runtime
-from edge_ilseg.calibration.collect import ACTIVATIONS, collect_extremes, quantized_nodes
+from edge_ilseg.calibration.collect import collect_extremes, quantized_nodes
 from edge_ilseg.calibration.merge import Measured, find_silent_channels, make_ranges
+from edge_ilseg.calibration.moments import Moments, collect_moments
 from edge_ilseg.calibration.ranges import Ranges
 from edge_ilseg.calibration.sample import CalibrationImages
 from edge_ilseg.devices.device_profile import DOT_PRODUCT_FLAGS
@@ -37,8 +38,9 @@ from edge_ilseg.export.openvino_ir import write_ir
 from edge_ilseg.export.parent import ParentBundle
 from edge_ilseg.export.quantize import find_float_layers, write_int8_onnx, write_weights_only
 from edge_ilseg.export.request import RUNTIME_OF, Subject
+from edge_ilseg.export.rounding import Rounding
 from edge_ilseg.export.sessions import Predict, load_onnx, load_openvino
-from edge_ilseg.export.sqnr import measure_sqnr, worst
+from edge_ilseg.export.sqnr import layers_of_worst_signal, measure_sqnr, worst
 from edge_ilseg.images import resize_image
 from edge_ilseg.int8_record import (
     Attempted,
@@ -178,6 +180,8 @@ class _Int8Maker:
         inherited = inherited_float_layers(subject, parent)
         self.float_layers = find_float_layers(self.model, (*self.request.float_layers, *inherited))
         self.measured = self._measure()
+        self.moments: dict[str, Moments] = {}
+        self.rounding = Rounding(self._moments, parent.int8_constants() if parent is not None else {})
         self.guard = self._make_guard(golden_NHWC)
         self.judged: list[_Judged] = []
 
@@ -209,6 +213,21 @@ class _Int8Maker:
             step=self.subject.step.name,
             progress=self.subject.progress,
         )
+
+    def _moments(self, nodes: Collection[str]) -> dict[str, Moments]:
+        """What these layers read on the step's own images; collected when an attempt first asks for a layer."""
+        if self.request.rounding == "nearest" or self.measured is None:
+            return {}
+        image_ids = self.measured.image_ids
+        self.moments |= collect_moments(
+            self.float_path,
+            (image_HWC[np.newaxis] for image_HWC in self._read(image_ids)),
+            [name for name in nodes if name not in self.moments],
+            count=len(image_ids),
+            progress=self.subject.progress,
+        )
+        self.subject.progress("rounding the weights", 0.0)
+        return self.moments
 
     def _read(self, image_ids: Iterable[str]) -> Iterator[NDArray[np.uint8]]:
         """Images of the step at the input size, uint8, H x W x 3."""
@@ -280,6 +299,7 @@ class _Int8Maker:
                 attempt.ranges,
                 reduce_range=self.request.reduce_range,
                 float_layers=attempt.float_layers,
+                rounding=self.rounding,
             )
         rows: list[GuardRow] = []
         for target in self.request.targets:
@@ -335,6 +355,7 @@ class _Int8Maker:
                 image_ids=images.ids if images else (),
                 images_sha256=images.images_sha256 if images else "",
                 reduce_range=self.request.reduce_range and attempt.ranges is not None,
+                rounding="nearest" if attempt.ranges is None else self.request.rounding,
                 ranges_file=None,
                 float_layers=attempt.float_layers,
             ),
@@ -352,29 +373,6 @@ class _Int8Maker:
                 delta=(),
             ),
         )
-
-
-def layers_of_worst_signal(model: onnx.ModelProto, rows: Sequence[SqnrRow], share: float) -> tuple[str, ...]:
-    """The nodes that make the tensors of the lowest SQNR, each activation with the convolution before it.
-
-    Args:
-        model: the float graph.
-        rows: SQNR of its tensors.
-        share: of the quantized nodes, in 0..1; at least one.
-    """
-    nodes = quantized_nodes(model)
-    makers = {output: node for node in model.graph.node for output in node.output}
-    wanted = max(1, round(share * len(nodes)))
-    chosen: set[str] = set()
-    for row in worst(rows, len(rows)):
-        if len(chosen) >= wanted:
-            break
-        maker = makers[row.tensor]
-        chosen.add(maker.name)
-        before = makers.get(maker.input[0])
-        if maker.op_type in ACTIVATIONS and before is not None and before.op_type == "Conv":
-            chosen.add(before.name)
-    return tuple(name for name in nodes if name in chosen)
 
 
 def _mask_of(predict: Predict) -> Masks:

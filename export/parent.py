@@ -9,6 +9,7 @@ import msgspec
 from edge_ilseg.bundle import Manifest, ModelEntry, Runtime, StepEntry, check_files, read_manifest
 from edge_ilseg.calibration.ranges import Ranges, read_ranges
 from edge_ilseg.errors import ExportError
+from edge_ilseg.export.pieces import read_constants
 
 
 class ParentBundle(msgspec.Struct, frozen=True):
@@ -25,6 +26,13 @@ class ParentBundle(msgspec.Struct, frozen=True):
             if (entry.runtime, entry.precision) == (runtime, "int8"):
                 return entry
         return None
+
+    def int8_constants(self) -> dict[str, bytes]:
+        """Constants of its int8 model, by name, in whichever runtime's form; none where it has no ranges."""
+        if self.ranges is None:
+            return {}
+        entry = next(item for item in self.manifest.models if item.precision == "int8")
+        return read_constants([self.folder / name for name in entry.files])
 
 
 def load_parent(folder: Path, step: StepEntry) -> ParentBundle:

@@ -1,8 +1,9 @@
 """int8 from ranges: the float ONNX with QuantizeLinear and DequantizeLinear around what runs in int8 (QDQ).
 
-1. The ranges decide: the same graph and the same ranges give the same bytes, with no image in sight.
+1. Ranges and rounding decide: the same graph with the same of both gives the same bytes, with no image in sight.
 2. Activations are uint8 per tensor, weights int8 per channel. With `reduce_range` weights use 7 of the 8 bits: the
-   sums of products then fit the 16-bit accumulator of CPUs without VNNI or dot-product instructions.
+   sums of two products then fit the 16 bits in which CPUs without VNNI or dot-product instructions add them. A
+   depthwise convolution has no second product there, and keeps all 8.
 3. What is quantized is decided in `edge_ilseg.calibration.collect`, less the layers that are to stay in float.
 4. `write_weights_only` needs no range: weights are stored in int8 and multiplied out before they are used, so that the
    file is a quarter of the size, and the arithmetic, and the time it takes, is that of float.
@@ -23,10 +24,12 @@ from edge_ilseg.calibration.collect import QUANTIZED_OPS, fused_outputs, quantiz
 from edge_ilseg.calibration.ranges import Ranges, check_ranges
 from edge_ilseg.errors import ExportError, choice_hint
 from edge_ilseg.export.graph import strip_notes, write_onnx
+from edge_ilseg.export.rounding import Rounding, round_weights
 from edge_ilseg.files import sha256_file
 
 FIRST, LAST = "first", "last"
 INT8_HIGHEST = 127
+ALL_BITS = {"symmetric": True, "reduce_range": False}
 CALIBRATE_AGAIN = "calibrate this graph"
 
 
@@ -92,6 +95,7 @@ def write_int8_onnx(
     *,
     reduce_range: bool = True,
     float_layers: Collection[str] = (),
+    rounding: Rounding | None = None,
 ) -> None:
     """Quantize the float graph at `float_path` by `ranges` and write the QDQ graph to `int8_path`.
 
@@ -101,6 +105,7 @@ def write_int8_onnx(
         ranges: of exactly this graph.
         reduce_range: rule 2.
         float_layers: names of nodes that stay in float.
+        rounding: which way weights are rounded; None: each to its nearest level.
 
     Raises:
         ExportError: the ranges belong to another graph, one is missing, one is not a range, or nothing is left to
@@ -127,6 +132,7 @@ def write_int8_onnx(
     }
     # onnxruntime asks for the range between a convolution and its activation, too, before it makes the two one.
     measured |= {inner: measured[outer] for inner, outer in fused_outputs(model).items() if outer in measured}
+    wide = () if not reduce_range else depthwise_weights(model)
     with tempfile.TemporaryDirectory(prefix="edge-ilseg-quantize-") as folder:
         prepared, cache, result = (Path(folder) / name for name in ("float.onnx", "cache.json", "int8.onnx"))
         # Shapes and the "prepared" mark only: the exporter has optimised the graph, and names must not change.
@@ -144,10 +150,23 @@ def write_int8_onnx(
             reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={"TensorQuantOverrides": {name: [{"axis": 0, **ALL_BITS}] for name in wide}},
         )
         quantized = onnx.load(result)
+    if rounding is not None:
+        round_weights(quantized, model, ranges, rounding)
     strip_notes(quantized)
     write_onnx(int8_path, quantized)
+
+
+def depthwise_weights(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the weights of convolutions whose groups have one input and one output channel each."""
+    shapes = {item.name: tuple(item.dims) for item in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
+    groups = {
+        node.input[1]: next((int(item.i) for item in node.attribute if item.name == "group"), 1) for node in nodes
+    }
+    return tuple(name for name, count in groups.items() if count > 1 and shapes[name][:2] == (count, 1))
 
 
 def write_weights_only(float_path: Path, int8_path: Path, *, float_layers: Collection[str] = ()) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import ClassEntry, Precision, Runtime, StepEntry
 from edge_ilseg.errors import ExportError
-from edge_ilseg.int8_record import RangesMethod, RangesPolicy
+from edge_ilseg.int8_record import RangesMethod, RangesPolicy, WeightRounding
 from edge_ilseg.progress import ProgressCallback
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_fp16_agreement: float = MIN_FP16_AGREEMENT
     min_int8_agreement: float | None = None
     ranges: RangesPolicy = "carry"
-    ranges_method: RangesMethod = "mean-minmax"
-    """Of the first attempt: docs/adr/0009."""
+    ranges_method: RangesMethod = "minmax"
+    """Of the first attempt: docs/adr/0015."""
+    rounding: WeightRounding = "fitted"
     max_old_drop_points: float | None = MAX_OLD_DROP_POINTS
     """What int8 may cost the old classes against fp32 (`edge_ilseg.export.guard`); None: no limit, one attempt."""
     float_layers: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edge_ilseg.calibration.collect import ACTIVATIONS, quantized_nodes
 from edge_ilseg.export.sessions import ORT_LOG_FATAL
 from edge_ilseg.int8_record import SqnrRow
 
@@ -50,6 +51,29 @@ def worst(rows: Sequence[SqnrRow], count: int) -> tuple[SqnrRow, ...]:
     """The `count` tensors of the lowest SQNR, the lowest first."""
     known = [row for row in rows if row.sqnr_db is not None]
     return tuple(sorted(known, key=lambda row: (row.sqnr_db, row.tensor))[:count])
+
+
+def layers_of_worst_signal(model: onnx.ModelProto, rows: Sequence[SqnrRow], share: float) -> tuple[str, ...]:
+    """The nodes that make the tensors of the lowest SQNR, each activation with the convolution before it.
+
+    Args:
+        model: the float graph.
+        rows: SQNR of its tensors.
+        share: of the quantized nodes, in 0..1; at least one.
+    """
+    nodes = quantized_nodes(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    wanted = max(1, round(share * len(nodes)))
+    chosen: set[str] = set()
+    for row in worst(rows, len(rows)):
+        if len(chosen) >= wanted:
+            break
+        maker = makers[row.tensor]
+        chosen.add(maker.name)
+        before = makers.get(maker.input[0])
+        if maker.op_type in ACTIVATIONS and before is not None and before.op_type == "Conv":
+            chosen.add(before.name)
+    return tuple(name for name in nodes if name in chosen)
 
 
 def quantized_pairs(float_model: onnx.ModelProto, int8_model: onnx.ModelProto) -> dict[str, str]:

@@ -277,7 +277,6 @@ def export_grown(
     model = model or grown_model(*additions)
     index = len(model.class_counts) - 1
     settings: dict[str, object] = {"targets": ("onnx",), "precisions": ("int8",), "golden_count": 2}
-    settings["ranges_method"] = "minmax"
     others: dict[str, object] = {"step": step_entry(index), "calibration": images_at_hand(seed=index)}
     for name, value in options.items():
         (settings if name in ExportRequest.__struct_fields__ else others)[name] = value

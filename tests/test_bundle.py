@@ -160,7 +160,7 @@ def test_an_entry_that_refers_to_a_file_outside_the_list_is_refused(field: str, 
         if field == "golden_images":
             content[field] = name
         elif field == "ranges_file":
-            calibration = CalibrationEntry("minmax", "carry", (), "", True, name, ())
+            calibration = CalibrationEntry("minmax", "carry", (), "", True, "fitted", name, ())
             model["calibration"] = msgspec.to_builtins(calibration)
         else:
             model[field] = [name] if field == "files" else name
@@ -200,7 +200,7 @@ def test_an_edited_manifest_is_refused(path: tuple[str | int, ...], value: objec
 
 
 @pytest.mark.parametrize(
-    "change", [{"format_version": 1}, {"format_version": "2"}, {"format_version": 3}, {"format": "x"}]
+    "change", [{"format_version": 2}, {"format_version": "3"}, {"format_version": 4}, {"format": "x"}]
 )
 def test_another_format_or_version_is_refused_before_anything_else_is_read(
     change: dict[str, object], folder: Path
@@ -208,7 +208,7 @@ def test_another_format_or_version_is_refused_before_anything_else_is_read(
     content = json.loads((folder / MANIFEST_NAME).read_bytes()) | change | {"a field of the future": 1}
     with pytest.raises(BundleError, match="a format that this version does not read") as raised:
         parse_manifest(json.dumps(content).encode())
-    assert raised.value.expected == "'edge-ilseg-bundle' version 2"
+    assert raised.value.expected == "'edge-ilseg-bundle' version 3"
 
 
 def test_an_unknown_field_is_refused_and_named(folder: Path) -> None:

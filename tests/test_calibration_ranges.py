@@ -162,6 +162,8 @@ def test_the_extremes_of_each_channel_are_those_of_the_activations_themselves(fl
     names = quantized_tensors(onnx.load(float_path))
     assert tuple(measured.extremes) == tuple(measured.subgraphs) == tuple(measured.mean_extremes) == names
     values = activations(float_path, names, images_NHWC)
+    logits = [name for name in names if name.startswith("decoder.classifiers")]
+    assert logits
     for name in names:
         count = values[0][name].shape[1]
         assert len(measured.extremes[name].lowest_C) == count
@@ -170,6 +172,8 @@ def test_the_extremes_of_each_channel_are_those_of_the_activations_themselves(fl
         np.testing.assert_allclose(measured.extremes[name].lowest_C, lowest, rtol=1e-5, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(measured.extremes[name].highest_C, highest, rtol=1e-5, atol=1e-6, err_msg=name)
         mean = [sum(float(edge(value[name])) for value in values) / 3 for edge in (np.min, np.max)]
+        if name in logits:  # clipped logits tie
+            mean = [min(lowest), max(highest)]
         assert measured.mean_extremes[name] == pytest.approx(mean, rel=1e-5, abs=1e-6)
     assert measured.graph_sha256 == sha256_file(float_path)
     assert (measured.step, measured.image_ids, measured.images_sha256) == ("01-boat", ("0", "1", "2"), "22")

@@ -120,7 +120,7 @@ def test_what_was_tried_is_shown_when_the_first_way_was_not_taken(
 def test_json_is_the_manifest_with_the_record_of_int8(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep = ["--keep-float", "last", "--max-changed", "50", "--range-method", "mean-minmax"]
+    keep = ["--keep-float", "last", "--max-changed", "50", "--range-method", "mean-minmax", "--rounding", "nearest"]
     out = tmp_path / "json"
     assert run(["export", str(workspace), *NO_GUARD, *keep, "--out", str(out), "--json"]) == 0
     text = capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_json_is_the_manifest_with_the_record_of_int8(
     entry = manifest.model("onnxruntime", "int8")
     assert entry.calibration is not None
     assert entry.calibration.float_layers == record.attempts[0].float_layers == classifiers
-    assert entry.calibration.method == "mean-minmax"
+    assert (entry.calibration.method, entry.calibration.rounding) == ("mean-minmax", "nearest")
     assert entry.convolutions is not None
     assert [entry.convolutions[name] for name in classifiers] == ["f32", "f32"]
     assert "u8" in entry.convolutions.values()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.calibration.collect import collect_extremes, quantized_nodes
 from edge_ilseg.calibration.merge import find_silent_channels
+from edge_ilseg.calibration.moments import collect_moments
 from edge_ilseg.calibration.sample import CalibrationImages
 from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.runtime import load_session
@@ -26,12 +28,14 @@ from edge_ilseg.export import int8 as int8_module
 from edge_ilseg.export.executed import executed_convolutions
 from edge_ilseg.export.float_onnx import write_float_onnx
 from edge_ilseg.export.golden import golden_scenes
-from edge_ilseg.export.int8 import Int8, check_int8_request, layers_of_worst_signal, make_int8
+from edge_ilseg.export.int8 import Int8, check_int8_request, make_int8
 from edge_ilseg.export.parent import ParentBundle, load_parent
+from edge_ilseg.export.pieces import read_constants
 from edge_ilseg.export.request import Evaluation, ExportRequest, LabelledImage, Subject
 from edge_ilseg.export.sessions import Predict, load_onnx, load_openvino
+from edge_ilseg.export.sqnr import layers_of_worst_signal
 from edge_ilseg.images import resize_image, resize_mask
-from edge_ilseg.int8_record import RangesPolicy, SqnrRow
+from edge_ilseg.int8_record import RangesPolicy, SqnrRow, WeightRounding
 from edge_ilseg.models.segmentation import SegmentationModel
 from edge_ilseg.progress import no_progress
 
@@ -65,7 +69,7 @@ class Maker:
 
     def subject(self, index: int, evaluation: Evaluation | None = None, **settings: object) -> Subject:
         model = self.floats[index][0]
-        fixed: dict[str, object] = {"targets": ("onnx",), "precisions": ("int8",), "ranges_method": "minmax"}
+        fixed: dict[str, object] = {"targets": ("onnx",), "precisions": ("int8",)}
         request = ExportRequest(**{**fixed, **settings})  # type: ignore[arg-type]
         return Subject(model, request, step_entry(index), class_entries(model), "c0", evaluation, no_progress)
 
@@ -115,8 +119,7 @@ def parent(base: Path) -> ParentBundle:
     return load_parent(base, step_entry(1))
 
 
-def test_averaged_extremes_come_first_and_their_fallback_clips_nothing(make: Maker, parent: ParentBundle) -> None:
-    assert ExportRequest().ranges_method == "mean-minmax"
+def test_averaged_extremes_have_a_fallback_that_clips_nothing(make: Maker, parent: ParentBundle) -> None:
     averaged = make(1, parent, images=images_at_hand(), ranges_method="mean-minmax", max_old_drop_points=None)
     assert averaged.int8.calibration.method == "mean-minmax"
     assert averaged.attempts == [("carry", "taken")]
@@ -292,6 +295,44 @@ def test_where_the_parents_ranges_clip_the_envelope_is_taken(make: Maker, narrow
     tensor = made.int8.ranges.tensors["encoder.stages.2.1/Clip"]
     assert (tensor.origin, tensor.steps) == ("merged", ("00-step", "01-step"))
     assert made.int8.record.merged == len(narrow.ranges.tensors if narrow.ranges else ())
+
+
+def weights_of(path: Path, prefix: str) -> dict[str, bytes]:
+    constants = read_constants([path])
+    return {k: v for k, v in constants.items() if k.startswith(prefix) and k.endswith("_quantized")}
+
+
+def test_the_weights_of_a_frozen_encoder_are_the_parents_however_others_are_rounded(
+    make: Maker, parent: ParentBundle
+) -> None:
+    both: tuple[WeightRounding, ...] = ("fitted", "nearest")
+    made = {name: make(1, parent, images=NEW_IMAGES, rounding=name, max_old_drop_points=None) for name in both}
+    before = {name: value for name, value in parent.int8_constants().items() if name.endswith("_quantized")}
+    for name, item in made.items():
+        assert (item.int8.calibration.rounding, item.int8.record.taken) == (name, "carry")
+        encoder = weights_of(item.path, "encoder.")
+        assert encoder == {key: before[key] for key in encoder}
+        assert len(encoder) > 10
+    assert weights_of(made["fitted"].path, "decoder.") != weights_of(made["nearest"].path, "decoder.")
+
+
+def test_what_layers_read_is_looked_at_once_and_only_where_weights_are_to_be_fitted(
+    make: Maker, floats: Floats, parent: ParentBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[set[str]] = []
+
+    def note(path: Path, images: Iterable[NDArray[np.uint8]], nodes: Collection[str], **settings: Any) -> Any:
+        asked.append(set(nodes))
+        return collect_moments(path, images, nodes, **settings)
+
+    monkeypatch.setattr(int8_module, "collect_moments", note)
+    with pytest.raises(ExportError, match="whatever was tried"):
+        make(1, parent, images=NEW_IMAGES, max_old_drop_points=IMPOSSIBLE)
+    asked = [nodes for nodes in asked if nodes]
+    carried, rest = asked  # carry: what is not frozen; union: the rest; mixed: nothing more
+    assert all(name.startswith("decoder.") for name in carried)
+    assert carried.isdisjoint(rest)
+    assert carried | rest == {name for name in quantized_nodes(onnx.load(floats[1][1])) if name.endswith("/Conv")}
 
 
 def test_where_one_tensor_is_at_fault_its_layers_are_kept_in_float(make: Maker, wide_at_the_end: ParentBundle) -> None:

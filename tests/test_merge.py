@@ -308,7 +308,7 @@ def test_the_measured_range_is_the_extremes_or_the_mean_of_each_images_own(chain
     for name, item in ranges.tensors.items():
         lowest = [float(one[name].lowest_C.min()) for one in single]
         highest = [float(one[name].highest_C.max()) for one in single]
-        if method == "minmax":
+        if method == "minmax" or name.startswith("decoder.classifiers"):  # clipped logits tie
             assert (item.lowest, item.highest) == (min(lowest), max(highest))
         else:
             assert item.lowest == float(np.float32(sum(lowest) / 3))
@@ -330,7 +330,10 @@ def test_mean_minmax_widens_a_parents_range_and_never_narrows_it(measured: Measu
 def test_mean_minmax_changes_nothing_that_is_carried(measured: Measured, parent: Ranges) -> None:
     carried = make_ranges(measured, "carry", parent).tensors
     mean = make_ranges(measured, "carry", parent, method="mean-minmax").tensors
-    assert [name for name in carried if carried[name] != mean[name]] == [NEW]
+    assert mean == carried
+    first = make_ranges(measured, "carry", None).tensors
+    averaged = make_ranges(measured, "carry", None, method="mean-minmax").tensors
+    assert [name for name in first if first[name] == averaged[name]] != list(first)
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     models = (("onnxruntime", "fp32"), ("onnxruntime", "int8"))
     plain = write_bundle(folder, GROWN, step_id="b" * 64, parent_id="a" * 64, models=models)  # type: ignore[arg-type]
     fp32, int8 = plain.models
-    calibration = CalibrationEntry("minmax", "carry", ("1", "2", "3"), "c" * 64, True, None, ())
+    calibration = CalibrationEntry("minmax", "carry", ("1", "2", "3"), "c" * 64, True, "fitted", None, ())
     row = GuardRow("onnxruntime", "images at hand", 9, 0.8, 0.79, 1.25, "grass", 2.5)
     record = Int8Record(
         asked="carry",
@@ -174,7 +174,7 @@ def test_the_body_has_classes_scores_and_what_int8_costs(manifest: Manifest) -> 
     assert "Activation ranges: `union` (asked for: `carry`)" in card
     assert "| union | taken | onnxruntime | images at hand | 9 | \u22121.2 | grass \u22122.5 |" in card
     assert "512 B of 2 KiB" in card
-    assert "Weights have 7 bits" in card
+    assert "Weights have 7 bits, fitted to what each layer reads." in card
 
 
 def test_weak_and_unseen_classes_are_among_the_limits(manifest: Manifest) -> None:

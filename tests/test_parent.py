@@ -37,6 +37,18 @@ def test_the_parents_ranges_and_int8_models_are_found(exported: Path) -> None:
         assert parent.int8(runtime) == parent.manifest.model(runtime, "int8")
 
 
+def test_the_parents_int8_weights_are_the_same_in_whichever_form_it_has_them(exported: Path) -> None:
+    parent = load_parent(exported, step_entry(1))
+    only_openvino = tuple(entry for entry in parent.manifest.models if entry.runtime == "openvino")
+    other = msgspec.structs.replace(parent, manifest=msgspec.structs.replace(parent.manifest, models=only_openvino))
+    one, two = (
+        {k: v for k, v in item.int8_constants().items() if k.endswith("_quantized")} for item in (parent, other)
+    )
+    assert len(one) > 30
+    assert one == two
+    assert msgspec.structs.replace(parent, ranges=None).int8_constants() == {}
+
+
 def test_the_bundle_of_another_step_is_refused_and_both_are_named(exported: Path) -> None:
     with pytest.raises(ExportError, match="not the bundle of the parent of step '02-step'") as raised:
         load_parent(exported, step_entry(2))

@@ -121,14 +121,34 @@ def test_weights_are_int8_per_channel_and_use_seven_bits_when_the_range_is_reduc
     folder: Path, ranges: Ranges, tmp_path: Path
 ) -> None:
     write_int8_onnx(folder / "float.onnx", tmp_path / "full.onnx", ranges, reduce_range=False)
-    for path, limit in ((folder / "int8.onnx", 64), (tmp_path / "full.onnx", 127)):
+    for path, limit in ((folder / "int8.onnx", 64), (tmp_path / "full.onnx", INT8_HIGHEST)):
         weights = {name: value for name, value in constants_of(path).items() if name.endswith(".weight_quantized")}
         scales = constants_of(path)
         assert len(weights) == CONVOLUTIONS
         for name, value in weights.items():
             assert value.dtype == np.int8
-            assert int(np.abs(value.astype(int)).max()) == limit
+            is_depthwise = value.shape[1] == 1
+            assert int(np.abs(value.astype(int)).max()) == (INT8_HIGHEST if is_depthwise else limit)
             assert scales[name.replace("_quantized", "_scale")].shape == (len(value),)
+
+
+@pytest.fixture(scope="module")
+def depthwise(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    """A network of depthwise and pointwise convolutions in int8, weights of 7 bits where products are added."""
+    folder = tmp_path_factory.mktemp("depthwise")
+    write_float_onnx(small_model(backbone="efficientnet_lite0"), folder / "float.onnx")
+    write_int8_onnx(folder / "float.onnx", folder / "int8.onnx", calibrate(folder / "float.onnx"))
+    return onnx.load(folder / "int8.onnx")
+
+
+def test_depthwise_weights_keep_all_bits(depthwise: onnx.ModelProto) -> None:
+    highest = {
+        item.name: (item.dims[1] == 1, int(np.abs(numpy_helper.to_array(item).astype(int)).max()))
+        for item in depthwise.graph.initializer
+        if item.name.endswith(".weight_quantized")
+    }
+    assert sum(is_depthwise for is_depthwise, _ in highest.values()) > 15
+    assert set(highest.values()) == {(True, 127), (False, 64)}
 
 
 def test_nothing_behind_the_classifiers_is_quantized(folder: Path) -> None:

@@ -11,7 +11,7 @@ from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.cli.options import data_config, data_option_option, step_option, workspace_argument
 
 if TYPE_CHECKING:
-    from edge_ilseg.int8_record import RangesMethod, RangesPolicy
+    from edge_ilseg.int8_record import RangesMethod, RangesPolicy, WeightRounding
 
 
 @click.command()
@@ -46,7 +46,14 @@ if TYPE_CHECKING:
 @click.option(
     "--range-method",
     type=click.Choice(["minmax", "mean-minmax"]),
-    help="Extremes over all images, or the average of each image's.  [mean-minmax]",
+    help="Extremes over all images, or the average of each image's.  [minmax]",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["fitted", "nearest"]),
+    default="fitted",
+    show_default=True,
+    help="Of the int8 weights: fitted to what each layer reads on the step's images, or each to its nearest level.",
 )
 @click.option(
     "--parent",
@@ -91,6 +98,7 @@ def export(
     calibration_images: int,
     ranges: RangesPolicy,
     range_method: RangesMethod | None,
+    rounding: WeightRounding,
     parent: Path | None,
     max_old_drop: float | None,
     no_guard: bool,
@@ -145,6 +153,7 @@ def export(
         ranges=ranges,
         ranges_method=range_method or default.ranges_method,
         max_old_drop_points=None if no_guard else default.max_old_drop_points if max_old_drop is None else max_old_drop,
+        rounding=rounding,
         float_layers=float_layers,
         max_changed_pct=max_changed,
         time_stages=explain,

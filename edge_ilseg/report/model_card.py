@@ -181,12 +181,13 @@ def _int8(manifest: Manifest) -> Iterator[str]:
     yield ""
     counts = {len(entry.calibration.image_ids) for entry in manifest.models if entry.calibration is not None}
     bits = {entry.calibration.reduce_range for entry in manifest.models if entry.calibration is not None}
+    fitted = any(entry.calibration.rounding == "fitted" for entry in manifest.models if entry.calibration is not None)
     asked = f" (asked for: `{record.asked}`)" if record.taken != record.asked else ""
     images = " or ".join(map(str, sorted(counts))) or "no"
     yield (
         f"Activation ranges: `{record.taken}`{asked}. Tensors with the parent's range: {record.carried}; with an "
         f"envelope of both: {record.merged}; measured on {images} images of this step: {record.measured}. "
-        f"Weights have {'7' if True in bits else '8'} bits."
+        f"Weights have {'7' if True in bits else '8'} bits{', fitted to what each layer reads' if fitted else ''}."
     )
     rows = []
     for attempt in record.attempts:
