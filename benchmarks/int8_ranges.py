@@ -15,11 +15,10 @@ are from, or carried), but for `carry, nearest`.
 
 from __future__ import annotations
 
-import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.calibration.collect import collect_extremes, quantized_nodes
 from edge_ilseg.calibration.merge import make_ranges
-from edge_ilseg.calibration.moments import Moments, collect_moments
+from edge_ilseg.calibration.moments import collect_moments
 from edge_ilseg.calibration.ranges import Ranges
 from edge_ilseg.calibration.sample import choose_images
 from edge_ilseg.checkpoint import StepRecord, load_model
@@ -49,8 +48,8 @@ from edge_ilseg.images import resize_image, resize_mask
 from edge_ilseg.int8_record import RangesMethod, RangesPolicy
 from edge_ilseg.metrics import confusion_matrix, score
 from edge_ilseg.scenario import evaluation_lookup
-from edge_ilseg.scenario_run import read_plan, seed_folder
-from edge_ilseg.workspace import Workspace, open_workspace
+from edge_ilseg.scenario_run import ScenarioPlan, read_plan, seed_folder
+from edge_ilseg.workspace import open_workspace
 
 OLD_IMAGES, NNCF, WEIGHTS_ONLY, NEW_ONLY = "old-images", "nncf", "weights-only", "new-only"
 
@@ -126,27 +125,19 @@ def forms(onnx_path: Path, xml_path: Path, *, simulated: bool) -> Iterator[tuple
         yield f"openvino {kind}", lambda s=is_simulated: load_openvino(xml_path, simulated=s)
 
 
-def measure_step(
+def quantize_step(
     work: Path,
     record: StepRecord,
-    workspace: Workspace,
     images: Images,
     base_ids: Sequence[str],
     kept: dict[str, tuple[Ranges, Mapping[str, bytes]]],
-    *,
-    calibration_count: int,
-    simulated: bool,
-    scored: bool,
-    is_last: bool,
-    nncf: bool,
-) -> list[Row]:
-    """Quantize one step in every way, and score it; `kept`: ranges and constants of the step before, then its own."""
+    ids: tuple[str, ...],
+    wanted: Sequence[str],
+) -> None:
+    """Quantize `work/float.onnx` in the `wanted` ways; `kept`: ranges and constants from step to step."""
     float_path = work / "float.onnx"
-    write_float_onnx(load_model(workspace.step_folder(record.name), record), float_path)
-    ids = images.choose(record, calibration_count)
-    chosen = {NEW_ONLY: ids, OLD_IMAGES: tuple(base_ids)}
-    wanted = [way for way, item in WAYS.items() if is_last or item.policy != NEW_ONLY or (scored and item.each_step)]
     model = onnx.load(float_path)
+    chosen = {NEW_ONLY: ids, OLD_IMAGES: tuple(base_ids)}
     measured, moments = {}, {}
     for source in (NEW_ONLY, OLD_IMAGES) if OLD_IMAGES in wanted else (NEW_ONLY,):
         images_NHWC = [images.read(item)[np.newaxis] for item in chosen[source]]
@@ -157,19 +148,25 @@ def measure_step(
     for way in wanted:
         item, source = WAYS[way], OLD_IMAGES if way == OLD_IMAGES else NEW_ONLY
         before, constants = kept.get(way, (None, {}))
+        given = moments[source] if item.fitted else {}
         ranges = make_ranges(measured[source], item.policy, before, method=item.method)
         write_int8_onnx(
             float_path,
             work / f"{way}.onnx",
             ranges,
             float_layers=find_float_layers(model, item.float_layers),
-            rounding=Rounding(functools.partial(_some, moments[source] if item.fitted else {}), constants),
+            rounding=Rounding(lambda _, given=given: given, constants),
         )
         kept[way] = ranges, read_constants([work / f"{way}.onnx"])
-    if not scored:
-        return []
-    float_predict = load_onnx(float_path)
-    rows = [_row("fp32", "onnxruntime real", score_masks(float_predict, images, record), float_path.stat().st_size)]
+
+
+def score_step(
+    work: Path, record: StepRecord, images: Images, ids: Sequence[str], *, is_last: bool, simulated: bool, nncf: bool
+) -> list[Row]:
+    """Score what `quantize_step` made: before the last step in onnxruntime alone."""
+    float_path = work / "float.onnx"
+    scores = score_masks(load_onnx(float_path), images, record)
+    rows = [_row("fp32", "onnxruntime real", scores, float_path.stat().st_size)]
     if not is_last:
         for way in (way for way, item in WAYS.items() if item.each_step):
             path = work / f"{way}.onnx"
@@ -192,10 +189,6 @@ def measure_step(
         for way, latency_ms in zip(timed, latencies, strict=True):
             next(row for row in rows if (row["way"], row["form"]) == (way, "openvino real"))["ms"] = latency_ms
     return rows
-
-
-def _some(moments: Mapping[str, Moments], nodes: Collection[str]) -> dict[str, Moments]:
-    return {name: item for name, item in moments.items() if name in nodes}
 
 
 def _row(way: str, form: str, scores: tuple[float | None, float | None], size_bytes: int) -> Row:
@@ -261,32 +254,37 @@ def main(
             kept: dict[str, tuple[Ranges, Mapping[str, bytes]]] = {}
             for index in range(last + 1):
                 record = base if index == 0 else workspace.read_step(f"{index:02}-{method}")
-                with tempfile.TemporaryDirectory() as work:
-                    found = measure_step(
-                        Path(work),
-                        record,
-                        workspace,
-                        images,
-                        base_ids,
-                        kept,
-                        calibration_count=calibration_images,
-                        simulated=simulated and index == last,
-                        scored=index == last or (all_steps and index > 0),
-                        is_last=index == last,
-                        nncf=nncf and index == last,
-                    )
+                ids = images.choose(record, calibration_images)
+                is_last, is_scored = index == last, index == last or (all_steps and index > 0)
+                wanted = [
+                    way
+                    for way, item in WAYS.items()
+                    if is_last or item.policy != NEW_ONLY or (is_scored and item.each_step)
+                ]
+                found: list[Row] = []
+                with tempfile.TemporaryDirectory() as folder:
+                    work = Path(folder)
+                    write_float_onnx(load_model(workspace.step_folder(record.name), record), work / "float.onnx")
+                    quantize_step(work, record, images, base_ids, kept, ids, wanted)
+                    if is_scored:
+                        found = score_step(work, record, images, ids, is_last=is_last, simulated=simulated, nncf=nncf)
                 rows += [{"seed": seed, "method": method, "step": index, **row} for row in found]
                 click.echo(f"seed {seed} {method} step {index}: {len(found)} rows", err=True)
+            write_rows(out, plan, rows)
+    click.echo(table(rows, last))
+
+
+def write_rows(out: Path, plan: ScenarioPlan, rows: Sequence[Row]) -> None:
+    """What is known so far, after each chain: a run that is stopped loses one at most."""
     facts = read_device_facts()
     result = {
         "scenario": plan.scenario,
         "backbone": plan.model.backbone,
         "processor": facts.processor,
         "int8_flags": facts.int8_flags,
-        "rows": rows,
+        "rows": list(rows),
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
-    click.echo(table(rows, last))
 
 
 def table(rows: Sequence[Row], last: int) -> str:

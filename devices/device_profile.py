@@ -1,7 +1,8 @@
 """A device profile: what is known of a kind of device, and what it asks of a model. TOML; ours are in `profiles/`.
 
 1. A flag is named as the kernel names it in `/proc/cpuinfo`, and is one of `edge_ilseg.devices.facts.INT8_FLAGS`.
-2. Without a flag for integer dot products, int8 weights get 7 of their 8 bits: sums of products must fit 16 bits.
+2. Without a flag for integer dot products, int8 weights get 7 of their 8 bits, depthwise ones excepted: sums of
+   products must fit 16 bits.
 3. A profile that claims what a machine does not have is an error that names it; what the machine has besides is not.
 4. Unknown fields are refused.
 """

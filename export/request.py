@@ -45,6 +45,7 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranges_method: RangesMethod = "minmax"
     """Of the first attempt: docs/adr/0015."""
     rounding: WeightRounding = "fitted"
+    """Which way int8 weights are rounded: `edge_ilseg.export.rounding`."""
     max_old_drop_points: float | None = MAX_OLD_DROP_POINTS
     """What int8 may cost the old classes against fp32 (`edge_ilseg.export.guard`); None: no limit, one attempt."""
     float_layers: tuple[str, ...] = ()

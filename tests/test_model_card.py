@@ -174,7 +174,7 @@ def test_the_body_has_classes_scores_and_what_int8_costs(manifest: Manifest) -> 
     assert "Activation ranges: `union` (asked for: `carry`)" in card
     assert "| union | taken | onnxruntime | images at hand | 9 | \u22121.2 | grass \u22122.5 |" in card
     assert "512 B of 2 KiB" in card
-    assert "Weights have 7 bits, fitted to what each layer reads." in card
+    assert "Weights have 7 bits, depthwise ones 8, fitted to what each layer reads." in card
 
 
 def test_weak_and_unseen_classes_are_among_the_limits(manifest: Manifest) -> None:

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 @click.option(
     "--profile",
     metavar="NAME|FILE",
-    help="Device profile. Without integer dot products, or without a profile, int8 weights have 7 bits.",
+    help="Device profile. Without one, or without integer dot products, int8 weights have 7 bits, depthwise ones 8.",
 )
 @click.option("--explain", is_flag=True, help="Time every form of the model, and show how int8 came about.")
 @click.option("--min-fp16-agreement", type=float, help="Least share of pixels on which fp16 agrees with torch: 0.995.")

@@ -187,7 +187,8 @@ def _int8(manifest: Manifest) -> Iterator[str]:
     yield (
         f"Activation ranges: `{record.taken}`{asked}. Tensors with the parent's range: {record.carried}; with an "
         f"envelope of both: {record.merged}; measured on {images} images of this step: {record.measured}. "
-        f"Weights have {'7' if True in bits else '8'} bits{', fitted to what each layer reads' if fitted else ''}."
+        f"Weights have {'7 bits, depthwise ones 8' if True in bits else '8 bits'}"
+        f"{', fitted to what each layer reads' if fitted else ''}."
     )
     rows = []
     for attempt in record.attempts:
