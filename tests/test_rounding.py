@@ -23,7 +23,7 @@ from edge_ilseg.export.float_onnx import write_float_onnx
 from edge_ilseg.export.openvino_ir import write_ir
 from edge_ilseg.export.pieces import read_constants
 from edge_ilseg.export.quantize import write_int8_onnx
-from edge_ilseg.export.rounding import DAMPING, Rounding, fit_levels
+from edge_ilseg.export.rounding import COLUMNS, DAMPING, Rounding, fit_levels
 from edge_ilseg.export.sessions import Predict, load_onnx
 
 IMAGES = random_images(6)
@@ -53,7 +53,7 @@ def surgeon(row: NDArray[np.float64], second_KK: NDArray[np.float64], highest: i
     return levels
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@pytest.mark.parametrize("size", [1, 2, 5, 12, COLUMNS + 7])
 def test_levels_are_those_of_the_optimal_brain_surgeon_in_plain_loops(size: int) -> None:
     random = np.random.default_rng(size)
     seconds = np.stack([second_moment(size, seed) for seed in (1, 2)])
@@ -165,6 +165,27 @@ def test_levels_and_biases_alone_differ_from_those_of_the_nearest_levels(nearest
         if name.endswith("weight_quantized"):
             assert np.abs(fitted[name].astype(int)).max() <= (127 if fitted[name].shape[1] == 1 else 64)
     assert len(onnx.load(nearest_path).graph.node) == len(onnx.load(fitted_path).graph.node)
+
+
+def test_a_layer_of_many_values_is_fitted_block_by_block(
+    folder: Path, ranges: Ranges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_ilseg.calibration.moments.BLOCK", 20)
+    name = "decoder.projection.conv"
+    moments = collect_moments(folder / "float.onnx", IMAGES[:, np.newaxis], [f"{name}/Conv"], count=len(IMAGES))
+    blocks = moments[f"{name}/Conv"].blocks_GKK
+    assert len(blocks) > 2
+    write_int8_onnx(folder / "float.onnx", folder / "blocks.onnx", ranges, rounding=Rounding(lambda _: moments, {}))
+    found, weight = arrays(folder / "blocks.onnx"), arrays(folder / "float.onnx")[f"{name}.weight"]
+    ratio_OK = weight.reshape(len(weight), -1) / found[f"{name}.weight_scale"].astype(np.float64)[:, np.newaxis]
+    start = 0
+    for block_GKK in blocks:
+        part = slice(start, start + block_GKK.shape[1])
+        expected_GOK = fit_levels(ratio_OK[np.newaxis, :, part], block_GKK, 64)
+        levels_OK = found[f"{name}.weight_quantized"].reshape(len(weight), -1)
+        assert np.array_equal(levels_OK[:, part], expected_GOK[0])
+        start = part.stop
+    assert start == ratio_OK.shape[1]
 
 
 def test_each_bias_takes_what_the_weights_lose_on_average(
