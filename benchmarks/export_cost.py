@@ -3,8 +3,8 @@
     python benchmarks/export_cost.py --size 512x512 --images 96
 
 A network with ImageNet weights, and a child of it with two classes more under a frozen encoder, are exported to int8
-for both runtimes, calibrated on generated images, without labelled ones. The child's export is measured. The unit is
-one pass of the float ONNX in onnxruntime over the calibration images, measured in the same process just before.
+for both runtimes, calibrated on generated images, without labelled ones. The unit is one pass of the float ONNX in
+onnxruntime over the calibration images, measured in the same process just before each of the two exports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edge_ilseg.export.float_onnx import write_float_onnx
 from edge_ilseg.export.package import CalibrationImages, ExportRequest, export_bundle
 from edge_ilseg.export.parent import load_parent
 from edge_ilseg.export.sessions import load_onnx
-from edge_ilseg.models.segmentation import build_model
+from edge_ilseg.models.segmentation import SegmentationModel, build_model
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.models.weights import load_backbone_weights
 
@@ -72,7 +72,7 @@ def _classes(count: int) -> tuple[ClassEntry, ...]:
 
 
 def main() -> None:
-    """Export twice, and print the table of the second."""
+    """Export twice, and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x512")
     parser.add_argument("--images", type=int, default=96)
@@ -88,45 +88,46 @@ def main() -> None:
     base = StepEntry(0, "00-base", "aa" * 32, None, "base", "00" * 32, encoder_frozen=False)
     child = StepEntry(1, "01-new", "bb" * 32, "aa" * 32, "freeze+kd-output", "00" * 32, encoder_frozen=True)
     request = ExportRequest(precisions=("int8",), max_old_drop_points=None)
+    print(f"efficientnet_lite0, {options.size}, {options.images} images")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        export_bundle(
-            model,
-            out / "base",
-            request=request,
-            step=base,
-            classes=_classes(BASE_CLASSES),
-            background=None,
-            calibration=images,
-        )
-        model.grow(NEW_CLASSES, "default")
-        write_float_onnx(model, out / "float.onnx")
-        predict = load_onnx(out / "float.onnx")
-        start = time.perf_counter()
-        for image_id in ids:
-            predict(scenes.read_image(image_id)[np.newaxis])
-        unit_s = time.perf_counter() - start
-        stages = Stages()
-        export_bundle(
-            model,
-            out / "child",
-            request=request,
-            step=child,
-            classes=_classes(BASE_CLASSES + NEW_CLASSES),
-            background=None,
-            calibration=images,
-            parent=load_parent(out / "base", child),
-            progress=stages,
-        )
-        stages.end()
-    print(
-        f"efficientnet_lite0, {options.size}, {options.images} images; {options.images} forward passes: {unit_s:.1f} s"
-    )
-    print(f"{'stage':<42}{'s':>8}{'/ passes':>10}{'peak MiB':>10}")
-    for name, seconds in stages.seconds.items():
-        print(f"{name:<42}{seconds:>8.1f}{seconds / unit_s:>10.2f}{stages.peak_mib[name]:>10.0f}")
-    total = sum(stages.seconds.values())
-    print(f"{'whole export':<42}{total:>8.1f}{total / unit_s:>10.2f}{max(stages.peak_mib.values()):>10.0f}")
+        for step, parent in ((base, None), (child, out / base.name)):
+            if parent:
+                model.grow(NEW_CLASSES, "default")
+            unit_s = _seconds_of_passes(model, out, images)
+            stages = Stages()
+            export_bundle(
+                model,
+                out / step.name,
+                request=request,
+                step=step,
+                classes=_classes(BASE_CLASSES + NEW_CLASSES if parent else BASE_CLASSES),
+                background=None,
+                calibration=images,
+                parent=load_parent(parent, step) if parent else None,
+                progress=stages,
+            )
+            stages.end()
+            _print_table(step.name, unit_s, stages)
+
+
+def _seconds_of_passes(model: SegmentationModel, folder: Path, images: CalibrationImages) -> float:
+    """Of the float ONNX in onnxruntime over all images."""
+    write_float_onnx(model, folder / "float.onnx")
+    predict = load_onnx(folder / "float.onnx")
+    start = time.perf_counter()
+    for image_id in images.ids:
+        predict(images.read(image_id)[np.newaxis])
+    return time.perf_counter() - start
+
+
+def _print_table(name: str, unit_s: float, stages: Stages) -> None:
+    print(f"\n{name}; the forward passes: {unit_s:.1f} s")
+    print(f"{'stage':<66}{'s':>8}{'/ passes':>10}{'peak MiB':>10}")
+    rows = [(stage, seconds, stages.peak_mib[stage]) for stage, seconds in stages.seconds.items()]
+    rows.append(("whole export", sum(stages.seconds.values()), max(stages.peak_mib.values())))
+    for stage, seconds, mib in rows:
+        print(f"{stage:<66}{seconds:>8.1f}{seconds / unit_s:>10.2f}{mib:>10.0f}")
 
 
 if __name__ == "__main__":
