@@ -161,20 +161,29 @@ def quantize_step(
 
 
 def score_step(
-    work: Path, record: StepRecord, images: Images, ids: Sequence[str], *, is_last: bool, simulated: bool, nncf: bool
+    work: Path,
+    record: StepRecord,
+    images: Images,
+    ids: Sequence[str],
+    wanted: Sequence[str],
+    *,
+    is_last: bool,
+    simulated: bool,
+    nncf: bool,
 ) -> list[Row]:
-    """Score what `quantize_step` made: before the last step in onnxruntime alone."""
+    """Score what `quantize_step` made of the `wanted` ways: before the last step in onnxruntime alone."""
     float_path = work / "float.onnx"
     scores = score_masks(load_onnx(float_path), images, record)
     rows = [_row("fp32", "onnxruntime real", scores, float_path.stat().st_size)]
     if not is_last:
-        for way in (way for way, item in WAYS.items() if item.each_step):
+        for way in (way for way in wanted if way in WAYS and WAYS[way].each_step):
             path = work / f"{way}.onnx"
             scores = score_masks(load_onnx(path), images, record)
             rows.append(_row(way, "onnxruntime real", scores, path.stat().st_size))
         return rows
-    write_weights_only(float_path, work / f"{WEIGHTS_ONLY}.onnx")
-    for way in (WEIGHTS_ONLY, *WAYS):
+    if WEIGHTS_ONLY in wanted:
+        write_weights_only(float_path, work / f"{WEIGHTS_ONLY}.onnx")
+    for way in wanted:
         onnx_path, xml_path = work / f"{way}.onnx", work / f"{way}.xml"
         write_ir(onnx_path, xml_path, "int8", {})
         for form, load in forms(onnx_path, xml_path, simulated=simulated and way in WAYS and WAYS[way].simulated):
@@ -184,7 +193,7 @@ def score_step(
         _quantize_with_nncf(float_path, work / "nncf.xml", [images.read(item) for item in ids])
         predict = load_openvino(work / "nncf.xml")
         rows.append(_row(NNCF, "openvino real", score_masks(predict, images, record), _ir_bytes(work / "nncf.xml")))
-        timed = ("carry", NNCF)
+        timed = tuple(way for way in ("carry", NNCF) if way in (*wanted, NNCF))
         latencies = _time_in_turns([load_openvino(work / f"{way}.xml") for way in timed], images)
         for way, latency_ms in zip(timed, latencies, strict=True):
             next(row for row in rows if (row["way"], row["form"]) == (way, "openvino real"))["ms"] = latency_ms
@@ -225,6 +234,7 @@ def _time_in_turns(predicts: Sequence[Predict], images: Images) -> list[float]:
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--methods", default="freeze+kd-output,kd-output", show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--way", "ways", multiple=True, type=click.Choice((WEIGHTS_ONLY, *WAYS)), help="Again for more. [all]")
 @click.option("--calibration-images", default=96, show_default=True)
 @click.option("--simulated/--real-only", default=True, show_default=True, help="Of the last step.")
 @click.option("--all-steps/--last-step", default=True, show_default=True, help="Score every step, or the last alone.")
@@ -234,6 +244,7 @@ def main(
     run: Path,
     methods: str,
     seeds: str,
+    ways: tuple[str, ...],
     calibration_images: int,
     simulated: bool,
     all_steps: bool,
@@ -245,6 +256,7 @@ def main(
         open_data(plan.data), str(plan.data.eval_split), plan.model.input_height_px, plan.model.input_width_px
     )
     last = len(plan.classes) - 1
+    ways = ways or (WEIGHTS_ONLY, *WAYS)
     rows: list[Row] = []
     for seed in map(int, seeds.split(",")):
         workspace = open_workspace(seed_folder(run, seed))
@@ -259,7 +271,7 @@ def main(
                 wanted = [
                     way
                     for way, item in WAYS.items()
-                    if is_last or item.policy != NEW_ONLY or (is_scored and item.each_step)
+                    if way in ways and (is_last or item.policy != NEW_ONLY or (is_scored and item.each_step))
                 ]
                 found: list[Row] = []
                 with tempfile.TemporaryDirectory() as folder:
@@ -267,7 +279,11 @@ def main(
                     write_float_onnx(load_model(workspace.step_folder(record.name), record), work / "float.onnx")
                     quantize_step(work, record, images, base_ids, kept, ids, wanted)
                     if is_scored:
-                        found = score_step(work, record, images, ids, is_last=is_last, simulated=simulated, nncf=nncf)
+                        if is_last and WEIGHTS_ONLY in ways:
+                            wanted.insert(0, WEIGHTS_ONLY)
+                        found = score_step(
+                            work, record, images, ids, wanted, is_last=is_last, simulated=simulated, nncf=nncf
+                        )
                 rows += [{"seed": seed, "method": method, "step": index, **row} for row in found]
                 click.echo(f"seed {seed} {method} step {index}: {len(found)} rows", err=True)
             write_rows(out, plan, rows)
