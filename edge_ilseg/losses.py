@@ -10,6 +10,8 @@ Continual Semantic Segmentation" (arXiv 2011.11390); (SPKD) Tung & Mori, "Simila
 2. A mean over no pixel is 0, with a graph, never NaN.
 3. Logits are N x C x H x W; channels 0 .. K-1 of the student are the teacher's channels, in the same order.
 4. No gradient flows into the teacher.
+5. Half precision is widened to float32 first, and stays so under autocast: sums over pixels and squares of features
+   leave the range of float16.
 """
 
 from __future__ import annotations
@@ -29,6 +31,16 @@ from edge_ilseg.processes import gather_rows, mean_over_processes, process_count
 POD_SCALES = (1, 2, 4)
 POD_FEATURE_FACTOR, POD_LOGIT_FACTOR = 0.01, 0.0005
 """PLOP's: how many bands an axis is cut into, and the weights of feature maps and of the logits."""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Float32 in place of half precision (rule 5); others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _without_autocast(tensor: Tensor) -> torch.autocast:
+    """For products and sums in the tensor's own precision (rule 5)."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def masked_mean(values_NHW: Tensor, mask_NHW: Tensor) -> Tensor:
@@ -54,7 +66,7 @@ def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, weight_N: Tensor | No
         labels_NHW: int64 channels, `VOID` is left out.
         weight_N: float, one factor for each image; 1 if left out.
     """
-    per_pixel_NHW = F.cross_entropy(logits_NCHW, labels_NHW, ignore_index=VOID, reduction="none")
+    per_pixel_NHW = F.cross_entropy(_wide(logits_NCHW), labels_NHW, ignore_index=VOID, reduction="none")
     if weight_N is not None:
         per_pixel_NHW = per_pixel_NHW * weight_N[:, None, None]
     return masked_mean(per_pixel_NHW, labels_NHW != VOID)
@@ -74,7 +86,7 @@ def cross_entropy_unbiased(
         old_count: K, the channels 0 .. K-1 are the background and the old classes.
         weight_N: float, one factor for each image; 1 if left out.
     """
-    log_p_NCHW = F.log_softmax(logits_NCHW, dim=1)
+    log_p_NCHW = F.log_softmax(_wide(logits_NCHW), dim=1)
     any_old_NHW = torch.logsumexp(log_p_NCHW[:, :old_count], dim=1)
     own_NHW = F.nll_loss(log_p_NCHW, labels_NHW, ignore_index=VOID, reduction="none")
     per_pixel_NHW = torch.where(labels_NHW < old_count, -any_old_NHW, own_NHW)
@@ -114,13 +126,14 @@ def kd_output(
     # The mask goes to the teacher, which has no gradient: the student's side is read once and not written out again.
     mask_NHW = distilled_pixels(labels_NHW, old_count, mask)
     teacher_NKP = (teacher_NKHW * mask_NHW[:, None]).flatten(2)
-    agreement: Tensor = torch.linalg.vecdot(teacher_NKP, log_student_NKHW.flatten(2)).sum()
+    with _without_autocast(teacher_NKP):
+        agreement: Tensor = torch.linalg.vecdot(teacher_NKP, log_student_NKHW.flatten(2)).sum()
     factor = temperature**2 / (1 if classes == "sum" else old_count)
     return -agreement * factor / mean_count(mask_NHW)
 
 
 def _over_temperature(logits_NCHW: Tensor, temperature: float) -> Tensor:
-    return logits_NCHW if temperature == 1 else logits_NCHW / temperature
+    return _wide(logits_NCHW) if temperature == 1 else _wide(logits_NCHW) / temperature
 
 
 def distilled_pixels(labels_NHW: Tensor, old_count: int, mask: Mask) -> Tensor:
@@ -146,17 +159,17 @@ def kd_unbiased(
         alpha: factor of the teacher's logits, which sharpens it above 1; the published default is 1.
     """
     old_count = teacher_logits_NKHW.shape[1]
-    log_p_NCHW = F.log_softmax(student_logits_NCHW, dim=1)
+    log_p_NCHW = F.log_softmax(_wide(student_logits_NCHW), dim=1)
     rest = [background, *range(old_count, student_logits_NCHW.shape[1])]
     log_rest_NHW = torch.logsumexp(log_p_NCHW[:, rest], dim=1)
     log_student = [log_rest_NHW if c == background else log_p_NCHW[:, c] for c in range(old_count)]
-    teacher_NKHW = F.softmax(alpha * teacher_logits_NKHW.detach(), dim=1)
+    teacher_NKHW = F.softmax(alpha * _wide(teacher_logits_NKHW.detach()), dim=1)
     return -(teacher_NKHW * torch.stack(log_student, dim=1)).mean()
 
 
 def kd_feature_plain(student_features_NCHW: Tensor, teacher_features_NCHW: Tensor) -> Tensor:
     """L''_D as published: mean squared error over all elements of the encoder's output (1907.13372, eq. 4)."""
-    return F.mse_loss(student_features_NCHW, teacher_features_NCHW.detach())
+    return F.mse_loss(_wide(student_features_NCHW), _wide(teacher_features_NCHW.detach()))
 
 
 def kd_feature(student_features_NCHW: Tensor, teacher_features_NCHW: Tensor) -> Tensor:
@@ -165,7 +178,7 @@ def kd_feature(student_features_NCHW: Tensor, teacher_features_NCHW: Tensor) -> 
     Ours, and the default: the plain error grows with the square of the features' scale, which differs between backbones
     by orders of magnitude, so that one lambda cannot serve them all.
     """
-    energy = mean_over_processes(teacher_features_NCHW.detach().square().mean())
+    energy = mean_over_processes(_wide(teacher_features_NCHW.detach()).square().mean())
     return kd_feature_plain(student_features_NCHW, teacher_features_NCHW) / energy.clamp(
         min=torch.finfo(energy.dtype).tiny
     )
@@ -182,7 +195,7 @@ def kd_dilation(student_branches: Sequence[Tensor], teacher_branches: Sequence[T
         teacher_branches: as many, N x K_i x h x w with K_i <= C_i.
     """
     errors = [
-        F.mse_loss(student[:, : teacher.shape[1]], teacher.detach())
+        F.mse_loss(_wide(student[:, : teacher.shape[1]]), _wide(teacher.detach()))
         for student, teacher in zip(student_branches, teacher_branches, strict=True)
     ]
     return torch.stack(errors).mean()
@@ -213,14 +226,15 @@ def kd_similarity(student_NCHW: Tensor, teacher_NCHW: Tensor, *, spatial_average
         )
     student_NN, teacher_NN = (
         _similarities(gather_rows(x_NCHW.mean(dim=(2, 3)) if spatial_average else x_NCHW.flatten(1)))
-        for x_NCHW in (student_NCHW, teacher_NCHW.detach())
+        for x_NCHW in (_wide(student_NCHW), _wide(teacher_NCHW.detach()))
     )
     return (teacher_NN - student_NN).square().sum() / count**2
 
 
 def _similarities(rows_ND: Tensor) -> Tensor:
     """Row-normalised Gram matrix; an epsilon keeps a row of zeros at zero."""
-    return F.normalize(rows_ND @ rows_ND.T, dim=1)
+    with _without_autocast(rows_ND):
+        return F.normalize(rows_ND @ rows_ND.T, dim=1)
 
 
 def local_pod(
@@ -244,9 +258,10 @@ def local_pod(
         background: its channel; None where there is none: the new channels are left out then.
     """
     channels, old_count = student_logits_NCHW.shape[1], teacher_logits_NKHW.shape[1]
-    seen_as_old = [student_logits_NCHW[:, c] for c in range(old_count)]
+    logits_NCHW = _wide(student_logits_NCHW)
+    seen_as_old = [logits_NCHW[:, c] for c in range(old_count)]
     if background is not None:
-        seen_as_old[background] = seen_as_old[background] + student_logits_NCHW[:, old_count:].sum(dim=1)
+        seen_as_old[background] = seen_as_old[background] + logits_NCHW[:, old_count:].sum(dim=1)
     total = POD_LOGIT_FACTOR * _pod_distance(torch.stack(seen_as_old, dim=1), teacher_logits_NKHW)
     for student, teacher in zip(student_maps, teacher_maps, strict=True):
         total = total + POD_FEATURE_FACTOR * _pod_distance(student, teacher)
@@ -266,7 +281,7 @@ def pod_embedding(map_NDHW: Tensor) -> Tensor:
     divide the size, bands are those of adaptive average pooling, which cover the whole map; the published code takes
     the width for the height, and leaves the rest of a division out.
     """
-    squared = map_NDHW.square()
+    squared = _wide(map_NDHW).square()
     height, width = map_NDHW.shape[2:]
     pooled = []
     for scale in POD_SCALES:
@@ -277,7 +292,7 @@ def pod_embedding(map_NDHW: Tensor) -> Tensor:
 
 def entropy(logits_NKHW: Tensor) -> Tensor:
     """Entropy of the softmax at each pixel, summed over the classes and divided by log K: 0..1 (PLOP, eq. 8)."""
-    log_p_NKHW = F.log_softmax(logits_NKHW, dim=1)
+    log_p_NKHW = F.log_softmax(_wide(logits_NKHW), dim=1)
     return -(log_p_NKHW.exp() * log_p_NKHW).sum(dim=1) / math.log(max(logits_NKHW.shape[1], 2))
 
 
