@@ -72,7 +72,7 @@ WAYS = {
     "carry, mean": Way("carry", "mean-minmax", each_step=True),
     "carry, nearest": Way("carry", fitted=False),
     "carry, classifiers in float": Way("carry", float_layers=(LAST,)),
-    "union": Way("union"),
+    "union": Way("union", simulated=True),
     NEW_ONLY: Way(NEW_ONLY, simulated=True, each_step=True),
     OLD_IMAGES: Way(NEW_ONLY, simulated=True),
 }
@@ -150,12 +150,13 @@ def quantize_step(
         before, constants = kept.get(way, (None, {}))
         given = moments[source] if item.fitted else {}
         ranges = make_ranges(measured[source], item.policy, before, method=item.method)
+        parents = frozenset(tensor.subgraph_sha256 for tensor in before.tensors.values()) if before else frozenset()
         write_int8_onnx(
             float_path,
             work / f"{way}.onnx",
             ranges,
             float_layers=find_float_layers(model, item.float_layers),
-            rounding=Rounding(lambda _, given=given: given, constants),
+            rounding=Rounding(lambda _, given=given: given, constants, parents),
         )
         kept[way] = ranges, read_constants([work / f"{way}.onnx"])
 

@@ -280,6 +280,8 @@ def judge_encoder(manifest: Manifest, entry: ModelEntry, parent: Manifest, paren
         )
     if entry.precision == "int8" and manifest.int8 is not None and manifest.int8.taken != "carry":
         return Check(name, "passed", f"the same weights; its int8 ranges were not carried ({manifest.int8.taken})")
+    if entry.precision == "int8" and parent.int8 is not None and parent.int8.taken == "weights-only":
+        return Check(name, "passed", "the same weights; the parent has them in int8 without ranges (weights-only)")
     return Check(name, "failed", "the same weights, and other constants in the file", exit_code=EXIT_ARTEFACT)
 
 

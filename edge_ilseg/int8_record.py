@@ -26,6 +26,7 @@ class CalibrationEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: RangesMethod | None
     """None: weights alone are in int8, and no activation has a range."""
     policy: RangesPolicy
+    """`weights-only`: ranges that were found are in the bundle for the next step, and not in this model."""
     image_ids: tuple[str, ...]
     images_sha256: str
     reduce_range: bool
@@ -49,6 +50,8 @@ class GuardRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop_points: float
     worst_class: str
     worst_class_drop_points: float
+    class_iou: dict[str, tuple[float, float]] = {}
+    """Of each class that is judged: fp32, int8."""
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +71,7 @@ class SqnrRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tensor: str
     sqnr_db: float | None
-    """None: no noise at all, or no signal."""
+    """None: no noise at all."""
 
 
 class DeltaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,3 +102,5 @@ class Int8Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tensors with channels that were alive on the parent's images and are silent on these: how many."""
     worst_sqnr: tuple[SqnrRow, ...]
     delta: tuple[DeltaRow, ...]
+    sqnr_db: dict[str, float | None] = {}
+    """Of every quantized activation; None: no noise at all."""

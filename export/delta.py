@@ -99,7 +99,8 @@ def check_delta(rows: Iterable[DeltaRow], *, encoder_is_carried: bool, max_chang
                 where=f"{row.runtime} int8",
                 found=f"{changed_pct:.2f} % of {row.total_bytes} bytes differ from the parent's",
                 expected=f"at most {max_changed_pct:g} %",
-                hint="freeze more (--freeze all_but_head), keep --ranges carry, or allow more: --max-changed",
+                hint="freeze more (--freeze all_but_head), keep --ranges carry, or allow more: --max-changed; where "
+                "another way to int8 had to be taken than carry, more of it is new",
             )
 
 

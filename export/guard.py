@@ -77,6 +77,11 @@ class Guard:
         self._masks: dict[tuple[str, str], list[NDArray[np.uint8]]] = {}
         self._labelled_fp32: _Count | None = None
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a teacher, or a set with labels."""
+        return bool(self._teachers) or any(item.kind == LABELLED for item in self._sets)
+
     def rows(self, runtime: str, int8: Masks) -> tuple[GuardRow, ...]:
         """What the int8 model of one runtime loses on each set that has a reference for it (rules 1 and 2)."""
         found = []
@@ -142,6 +147,10 @@ class Guard:
             drop_points=float(drops.mean()),
             worst_class=self._classes[judged[at]],
             worst_class_drop_points=float(drops[at]),
+            class_iou={
+                self._classes[channel]: (float(one), float(other))
+                for channel, one, other in zip(judged, iou_fp32, iou_int8, strict=True)
+            },
         )
 
 

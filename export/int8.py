@@ -3,11 +3,14 @@
 1. Attempts, in order: the ranges that were asked for (`carry` by default), then `union` (the parent's ranges still
    hold, and nothing of the new images is clipped), then `mixed` (the ranges that lost least, with the layers of the
    worst signal in float, a tenth of them and then three tenths), then `weights-only`. The first whose drop
-   (`edge_ilseg.export.guard`) is within the limit is taken.
-2. Without a limit the first attempt is taken, and its drop recorded.
+   (`edge_ilseg.export.guard`) is within the limit is taken. `union` is left out where it is what was tried already:
+   `carry` is the envelope where nothing is frozen.
+2. Without a limit the first attempt is taken, and its drop recorded. Where nothing could be compared it is taken, too,
+   and the record says so.
 3. The drop is that of the real kernels of this machine; where weights use all 8 bits and this machine has no integer
    dot products, that of the simulated model: the kernels here would show an error that the device does not have.
 4. Every attempt, its figures and the reason are recorded.
+5. Ranges that were found are kept beside weights alone, too: the next step carries them on.
 """
 
 from __future__ import annotations
@@ -181,9 +184,12 @@ class _Int8Maker:
         self.float_layers = find_float_layers(self.model, (*self.request.float_layers, *inherited))
         self.measured = self._measure()
         self.moments: dict[str, Moments] = {}
-        self.rounding = Rounding(self._moments, parent.int8_constants() if parent is not None else {})
+        self.rounding = Rounding(self._moments, {})
+        if parent is not None:
+            self.rounding = Rounding(self._moments, parent.int8_constants(), parent.subgraphs())
         self.guard = self._make_guard(golden_NHWC)
         self.judged: list[_Judged] = []
+        self.cannot_simulate = False
 
     def make(self) -> Int8:
         records = []
@@ -202,17 +208,37 @@ class _Int8Maker:
         )
 
     def _measure(self) -> Measured | None:
-        """The extremes on the step's own images, or None where no range is wanted."""
+        """The extremes on the step's own images, or None where no range is wanted.
+
+        Raises:
+            ExportError: no image shows anything, or the ranges cannot be measured.
+        """
         if self.request.ranges == "weights-only" or self.calibration is None:
             return None
-        return collect_extremes(
+        shows_something = False
+
+        def images() -> Iterator[NDArray[np.uint8]]:
+            nonlocal shows_something
+            for image_HWC in self._read(self.calibration.ids if self.calibration else ()):
+                shows_something = shows_something or bool((image_HWC != image_HWC[0, 0]).any())
+                yield image_HWC[np.newaxis]
+
+        measured = collect_extremes(
             self.float_path,
-            (image_HWC[np.newaxis] for image_HWC in self._read(self.calibration.ids)),
+            images(),
             image_ids=self.calibration.ids,
             images_sha256=self.calibration.images_sha256,
             step=self.subject.step.name,
             progress=self.subject.progress,
         )
+        if not shows_something:
+            raise ExportError(
+                "every calibration image is of one colour: ranges from them would clip what a photograph excites",
+                found=f"{len(self.calibration.ids)} images, {self.calibration.ids[0]!r} the first of them",
+                expected="images of this step",
+                hint="look at the images, or export --ranges weights-only, which needs none",
+            )
+        return measured
 
     def _moments(self, nodes: Collection[str]) -> dict[str, Moments]:
         """What these layers read on the step's own images; collected when an attempt first asks for a layer."""
@@ -265,9 +291,12 @@ class _Int8Maker:
         """What to try next (rule 1); the mixed attempts depend on what came before."""
         asked = self.request.ranges
         if asked != "weights-only":
-            yield self._with_ranges(asked, self.request.ranges_method)
-            if (asked, self.request.ranges_method) != ("union", "minmax") and self._parent_ranges() is not None:
-                yield self._with_ranges("union", "minmax")
+            first = self._with_ranges(asked, self.request.ranges_method)
+            yield first
+            if self._parent_ranges() is not None:
+                union = self._with_ranges("union", "minmax")
+                if _limits(union.ranges) != _limits(first.ranges):
+                    yield union
             best = min(reversed(self.judged), key=lambda item: item.drop or 0.0)  # of equals, what clips less
             sqnr = self._sqnr(best.path)
             for share in MIXED_SHARES:
@@ -317,17 +346,21 @@ class _Int8Maker:
         write_ir(path, xml_path, "int8", {})
         try:
             return load_openvino(xml_path, simulated=simulated)
-        except MissingPackageError:  # this OpenVINO cannot simulate
+        except MissingPackageError:
+            self.cannot_simulate = True
             return load_openvino(xml_path)
 
     def _record(self, result: _Judged) -> AttemptRecord:
         limit, drop = self.request.max_old_drop_points, result.drop
         taken = limit is None or drop is None or drop <= limit
-        if drop is None:
-            reason = "nothing to compare with: no parent's int8 model, and no labelled images"
+        if drop is None and self.guard.has_reference:
+            reason = "no old class is on the images in a measurable share"
+        elif drop is None:
+            reason = "nothing to compare with: no int8 model of the parent in this runtime, and no labelled images"
         else:
             worst_row = max((row for row in result.rows if row.images != GOLDEN), key=lambda row: row.drop_points)
             reason = f"{drop:+.2f} points against fp32 on {worst_row.images}, {worst_row.runtime}"
+        reason += "; the OpenVINO here cannot simulate int8" if self.cannot_simulate else ""
         return AttemptRecord(
             attempt=result.attempt.name,
             float_layers=result.attempt.float_layers,
@@ -346,7 +379,11 @@ class _Int8Maker:
 
     def _result(self, taken: _Judged, records: tuple[AttemptRecord, ...]) -> Int8:
         attempt, before = taken.attempt, self._parent_ranges()
-        silent = find_silent_channels(self.measured, before) if self.measured is not None and before else {}
+        silent: dict[str, tuple[int, ...]] = {}
+        if self.measured is not None and before is not None and self.request.ranges != "new-only":
+            silent = find_silent_channels(self.measured, before)
+        ranges = attempt.ranges or next((item.attempt.ranges for item in self.judged if item.attempt.ranges), None)
+        sqnr = self._sqnr(taken.path) if attempt.ranges else ()
         images = self.calibration if attempt.ranges is not None else None
         return Int8(
             calibration=CalibrationEntry(
@@ -359,7 +396,7 @@ class _Int8Maker:
                 ranges_file=None,
                 float_layers=attempt.float_layers,
             ),
-            ranges=attempt.ranges,
+            ranges=ranges,
             record=Int8Record(
                 asked=self.request.ranges,
                 taken=attempt.name,
@@ -369,10 +406,15 @@ class _Int8Maker:
                 merged=attempt.ranges.count("merged") if attempt.ranges else 0,
                 measured=attempt.ranges.count("measured") if attempt.ranges else 0,
                 silent_channels={name: len(channels) for name, channels in silent.items()},
-                worst_sqnr=worst(self._sqnr(taken.path), WORST_NAMED) if attempt.ranges else (),
+                worst_sqnr=worst(sqnr, WORST_NAMED),
+                sqnr_db={row.tensor: row.sqnr_db for row in sqnr},
                 delta=(),
             ),
         )
+
+
+def _limits(ranges: Ranges | None) -> dict[str, tuple[float, float]]:
+    return {name: (item.lowest, item.highest) for name, item in ranges.tensors.items()} if ranges else {}
 
 
 def _mask_of(predict: Predict) -> Masks:

@@ -204,7 +204,7 @@ def _ship(
         ranges_file = RANGES_NAME if int8.ranges is not None else None
         calibration = msgspec.structs.replace(int8.calibration, ranges_file=ranges_file)
         executed = executed_convolutions(folder / files[0], RUNTIME_OF[target])
-        if int8.ranges is not None and platform.machine() in X86:
+        if calibration.method is not None and platform.machine() in X86:
             float_graph = onnx.load(work / "float.onnx")
             quantized = quantized_nodes(float_graph, calibration.float_layers)
             convolutions = [node.name for node in float_graph.graph.node if node.op_type == "Conv"]
@@ -260,7 +260,9 @@ def _with_delta(
     if parent is None:
         return int8.record
     subject.progress("comparing with the parent's bundle", 0.0)
-    tensor = last_carried_encoder_tensor(int8.ranges) if int8.ranges is not None else None
+    tensor = None
+    if int8.ranges is not None and int8.calibration.method is not None:
+        tensor = last_carried_encoder_tensor(int8.ranges)
     rows: list[DeltaRow] = []
     for entry in entries:
         if entry.precision == "int8":
@@ -268,7 +270,7 @@ def _with_delta(
             rows += [row] if row is not None else []
     check_delta(
         rows,
-        encoder_is_carried=subject.step.encoder_frozen and int8.record.taken == "carry",
+        encoder_is_carried=subject.step.encoder_frozen and int8.record.taken == "carry" and parent.has_int8_ranges(),
         max_changed_pct=subject.request.max_changed_pct,
     )
     subject.progress("comparing with the parent's bundle", 1.0)

@@ -18,7 +18,7 @@ class ParentBundle(msgspec.Struct, frozen=True):
     folder: Path
     manifest: Manifest
     ranges: Ranges | None
-    """None where its int8 models have none (weights only), or where it has no int8 model."""
+    """None where it has no int8 model, or weights alone were asked for."""
 
     def int8(self, runtime: Runtime) -> ModelEntry | None:
         """Its int8 model for a runtime."""
@@ -27,9 +27,19 @@ class ParentBundle(msgspec.Struct, frozen=True):
                 return entry
         return None
 
+    def subgraphs(self) -> frozenset[str]:
+        """Hashes of what its ranges are of."""
+        return frozenset(item.subgraph_sha256 for item in self.ranges.tensors.values()) if self.ranges else frozenset()
+
+    def has_int8_ranges(self) -> bool:
+        """Whether its int8 models compute in int8: not where the ranges are kept beside weights alone."""
+        return any(
+            entry.calibration is not None and entry.calibration.method is not None for entry in self.manifest.models
+        )
+
     def int8_constants(self) -> dict[str, bytes]:
-        """Constants of its int8 model, by name, in whichever runtime's form; none where it has no ranges."""
-        if self.ranges is None:
+        """Constants of its int8 model, by name, in whichever runtime's form; none where it has weights alone."""
+        if not self.has_int8_ranges():
             return {}
         entry = next(item for item in self.manifest.models if item.precision == "int8")
         return read_constants([self.folder / name for name in entry.files])

@@ -6,9 +6,10 @@
    Stork's optimal brain surgeon; here in the order of falling E[x_k^2], its "act-order").
 2. What is left of the error on average is taken from the bias: b + (w - s q) . E[x] (Nagel et al. 2019, arXiv
    1906.04721, section 4.2).
-3. A layer whose output depends on nothing but frozen parts and has the parent's range (policy `carry`) takes the
-   parent's levels and bias, verbatim, where the parent has it in int8 with the same scales: the images at hand do not
-   show what the old classes need.
+3. A layer whose output depends on nothing but frozen parts takes the parent's levels, verbatim, where the parent has it
+   in int8 with the same scale: the images at hand do not show what the old classes need. So under `carry`, where its
+   bias is the parent's, too, and under `union`, where the scale of what it reads may have moved: the parent's bias is
+   then written in the new one. Under `new-only` nothing is taken from the parent.
 4. Scales are not touched: they are those of the quantizer, and so is the highest level.
 """
 
@@ -40,6 +41,8 @@ class Rounding(NamedTuple):
     nearest levels."""
     parent: Mapping[str, bytes]
     """Constants of the parent's int8 model, by name; without any, nothing is carried."""
+    frozen: Collection[str] = ()
+    """Hashes of what the parent's ranges have (`calibration.subgraph`): a tensor with one of them is the parent's."""
 
 
 class _Layer(NamedTuple):
@@ -62,7 +65,7 @@ def round_weights(quantized: onnx.ModelProto, model: onnx.ModelProto, ranges: Ra
         rounding: moments and the parent's constants.
     """
     weights = {item.name: item for item in model.graph.initializer}
-    frozen = _frozen_nodes(model, ranges)
+    frozen = _frozen_nodes(model, ranges, rounding.frozen)
     to_fit = []
     for layer in _layers(quantized, model):
         before = _find_parents(layer, rounding.parent) if layer.node.name in frozen else None
@@ -93,27 +96,43 @@ def _layers(quantized: onnx.ModelProto, model: onnx.ModelProto) -> list[_Layer]:
     return found
 
 
-def _frozen_nodes(model: onnx.ModelProto, ranges: Ranges) -> frozenset[str]:
-    """Names of the convolutions whose output has the parent's range, verbatim."""
+def _frozen_nodes(model: onnx.ModelProto, ranges: Ranges, hashes: Collection[str]) -> frozenset[str]:
+    """Names of the convolutions whose output is the parent's in float (rule 3)."""
+    if ranges.policy == "new-only":
+        return frozenset()
     fused = fused_outputs(model)
     outputs = {node.name: node.output[0] for node in model.graph.node if node.op_type == "Conv"}
     tensors = {name: ranges.tensors.get(fused.get(output, output)) for name, output in outputs.items()}
-    return frozenset(name for name, tensor in tensors.items() if tensor is not None and tensor.origin == "carried")
+    return frozenset(
+        name for name, tensor in tensors.items() if tensor is not None and tensor.subgraph_sha256 in hashes
+    )
 
 
 def _find_parents(layer: _Layer, parent: Mapping[str, bytes]) -> tuple[bytes, bytes] | None:
-    """The parent's levels and bias of a layer, where it has them and they mean the same: with the same scales."""
-    found = []
-    for item, scale, name in ((layer.levels, layer.scale, 1), (layer.bias, layer.bias_scale, 2)):
-        if item is None or scale is None:
-            found.append(b"")
-            continue
-        # In an ONNX file a scale has its own name; OpenVINO calls it the second input of what it scales.
-        scales = (parent.get(scale.name), parent.get(f"{layer.node.input[name]}_DequantizeLinear/1"))
-        if item.name not in parent or onnx.numpy_helper.to_array(scale).tobytes() not in scales:
-            return None
-        found.append(parent[item.name])
-    return found[0], found[1]
+    """The parent's levels and bias of a layer, where it has them and the levels mean the same: with the same scale."""
+    levels = parent.get(layer.levels.name)
+    scale = onnx.numpy_helper.to_array(layer.scale)
+    if levels is None or _parents_scale(layer.scale, layer.node.input[1], parent) != scale.tobytes():
+        return None
+    if layer.bias is None or layer.bias_scale is None:
+        return levels, b""
+    bias, before = parent.get(layer.bias.name), _parents_scale(layer.bias_scale, layer.node.input[2], parent)
+    now_O = onnx.numpy_helper.to_array(layer.bias_scale)
+    if bias is None or before is None or not len(bias) == len(before) == now_O.nbytes:
+        return None
+    if before == now_O.tobytes():
+        return levels, bias
+    value_O = np.frombuffer(bias, np.int32) * np.frombuffer(before, np.float32).astype(np.float64)
+    return levels, _int32(value_O / now_O.reshape(-1))
+
+
+def _parents_scale(scale: onnx.TensorProto, scaled: str, parent: Mapping[str, bytes]) -> bytes | None:
+    """In an ONNX file a scale has its own name; OpenVINO calls it the second input of what it scales."""
+    return parent.get(scale.name, parent.get(f"{scaled}_DequantizeLinear/1"))
+
+
+def _int32(values: NDArray[np.float64]) -> bytes:
+    return np.rint(values).clip(INT32.min, INT32.max).astype(np.int32).tobytes()
 
 
 def fit_levels(ratio_GOK: NDArray[np.float64], second_GKK: NDArray[np.float64], highest: int) -> NDArray[np.float64]:
@@ -172,5 +191,4 @@ def _correct(layer: _Layer, lost_GOK: NDArray[np.float64], moments: Moments) -> 
         return
     shift_O = np.einsum("gok,gk->go", lost_GOK, moments.mean_GK).reshape(-1)
     scale_O = onnx.numpy_helper.to_array(layer.bias_scale).astype(np.float64)
-    levels_O = onnx.numpy_helper.to_array(layer.bias) + np.rint(shift_O / scale_O)
-    layer.bias.raw_data = levels_O.clip(INT32.min, INT32.max).astype(np.int32).tobytes()
+    layer.bias.raw_data = _int32(onnx.numpy_helper.to_array(layer.bias) + np.rint(shift_O / scale_O))

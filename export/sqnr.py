@@ -19,6 +19,9 @@ from edge_ilseg.calibration.collect import ACTIVATIONS, quantized_nodes
 from edge_ilseg.export.sessions import ORT_LOG_FATAL
 from edge_ilseg.int8_record import SqnrRow
 
+LEAST_SIGNAL = 1e-11
+"""Of the noise: a silent tensor that int8 makes loud has a figure, too, and comes first."""
+
 
 def measure_sqnr(float_path: Path, int8_path: Path, images_NHWC: Iterable[NDArray[np.uint8]]) -> tuple[SqnrRow, ...]:
     """SQNR of every quantized activation, in the order of the int8 graph.
@@ -43,8 +46,8 @@ def measure_sqnr(float_path: Path, int8_path: Path, images_NHWC: Iterable[NDArra
 
 
 def decibel(signal: float, noise: float) -> float | None:
-    """10 log10(signal / noise); None without signal or without noise."""
-    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+    """10 log10(signal / noise); None without noise, and below -100 where there is noise alone."""
+    return 10 * math.log10(max(signal, LEAST_SIGNAL * noise) / noise) if noise > 0 else None
 
 
 def worst(rows: Sequence[SqnrRow], count: int) -> tuple[SqnrRow, ...]:

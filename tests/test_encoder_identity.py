@@ -85,6 +85,18 @@ def test_the_same_weights_and_other_constants_are_refused(
     assert "other constants in the file" in check.detail
 
 
+def test_a_parent_of_weights_alone_has_another_int8_form_of_the_same_encoder(
+    manifests: tuple[Manifest, Manifest],
+) -> None:
+    child, parent = (msgspec.structs.replace(item, int8=record("carry")) for item in manifests)
+    assert judge(child, parent, here=OTHER).verdict == "failed"
+    alone = msgspec.structs.replace(parent, int8=record("weights-only"))
+    check = judge(child, alone, here=OTHER)
+    assert (check.verdict, check.exit_code) == ("passed", 0)
+    assert "weights-only" in check.detail
+    assert judge(child, alone, "fp32", here=OTHER).verdict == "failed"
+
+
 def test_other_weights_are_refused_whatever_the_files_say_and_both_hashes_are_told(
     manifests: tuple[Manifest, Manifest],
 ) -> None:

@@ -120,14 +120,14 @@ def parent(base: Path) -> ParentBundle:
 
 
 def test_averaged_extremes_have_a_fallback_that_clips_nothing(make: Maker, parent: ParentBundle) -> None:
-    averaged = make(1, parent, images=images_at_hand(), ranges_method="mean-minmax", max_old_drop_points=None)
+    averaged = make(1, parent, images=NEW_IMAGES, ranges_method="mean-minmax", max_old_drop_points=None)
     assert averaged.int8.calibration.method == "mean-minmax"
     assert averaged.attempts == [("carry", "taken")]
     with pytest.raises(ExportError, match="whatever was tried") as raised:
         make(
             1,
             parent,
-            images=images_at_hand(),
+            images=NEW_IMAGES,
             ranges="union",
             ranges_method="mean-minmax",
             max_old_drop_points=IMPOSSIBLE,
@@ -173,10 +173,11 @@ def wide(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ParentBundle:
 
 
 NEW_IMAGES = images_at_hand(seed=1)
+NEARLY_BLACK = np.eye(9, dtype=np.uint8)[..., np.newaxis].repeat(3, axis=2)
 BLACK = CalibrationImages(
     ("black",),
     "00",
-    {**{key: NEW_IMAGES.read(key) for key in NEW_IMAGES.ids}, "black": np.zeros((9, 9, 3), np.uint8)}.__getitem__,
+    {**{key: NEW_IMAGES.read(key) for key in NEW_IMAGES.ids}, "black": NEARLY_BLACK}.__getitem__,
     at_hand=NEW_IMAGES.at_hand,
 )
 """Calibrates on what excites nothing, and is judged on the same images as the others."""
@@ -316,6 +317,36 @@ def test_the_weights_of_a_frozen_encoder_are_the_parents_however_others_are_roun
     assert weights_of(made["fitted"].path, "decoder.") != weights_of(made["nearest"].path, "decoder.")
 
 
+def test_an_envelope_keeps_the_frozen_weights_and_moves_what_they_are_scaled_by(
+    make: Maker, narrow: ParentBundle
+) -> None:
+    made = make(1, narrow, images=NEW_IMAGES, max_old_drop_points=LIMIT)
+    assert made.int8.record.taken == "union"
+    before, now = narrow.int8_constants(), read_constants([made.path])
+    weights = [name for name in now if name.startswith("encoder.") and name.endswith(".weight_quantized")]
+    assert len(weights) > 4
+    assert all(now[name] == before[name] for name in weights)
+    scales = [name for name in now if name.startswith("encoder.") and name.endswith(".bias_quantized_scale")]
+    assert any(now[name] != before[name] for name in scales)
+
+
+def test_where_the_envelope_is_what_was_tried_already_it_is_not_tried_again(make: Maker, parent: ParentBundle) -> None:
+    with pytest.raises(ExportError, match="whatever was tried") as raised:
+        make(1, parent, images=images_at_hand(), max_old_drop_points=IMPOSSIBLE)  # what the parent's are from
+    assert [part.split(":")[0] for part in str(raised.value.found).split("; ")] == [
+        "carry",
+        "mixed",
+        "mixed",
+        "weights-only",
+    ]
+
+
+def test_images_of_one_colour_are_refused(make: Maker, parent: ParentBundle) -> None:
+    colours = CalibrationImages(("red", "grey"), "00", lambda name: np.full((9, 9, 3), len(name), np.uint8))
+    with pytest.raises(ExportError, match=r"of one colour(.|\n)*2 images, 'red'(.|\n)*weights-only"):
+        make(1, parent, images=colours)
+
+
 def test_what_layers_read_is_looked_at_once_and_only_where_weights_are_to_be_fitted(
     make: Maker, floats: Floats, parent: ParentBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,10 +360,11 @@ def test_what_layers_read_is_looked_at_once_and_only_where_weights_are_to_be_fit
     with pytest.raises(ExportError, match="whatever was tried"):
         make(1, parent, images=NEW_IMAGES, max_old_drop_points=IMPOSSIBLE)
     asked = [nodes for nodes in asked if nodes]
-    carried, rest = asked  # carry: what is not frozen; union: the rest; mixed: nothing more
-    assert all(name.startswith("decoder.") for name in carried)
-    assert carried.isdisjoint(rest)
-    assert carried | rest == {name for name in quantized_nodes(onnx.load(floats[1][1])) if name.endswith("/Conv")}
+    (fitted,) = asked  # carry: what is not frozen; union and mixed: nothing more
+    every = {name for name in quantized_nodes(onnx.load(floats[1][1])) if name.endswith("/Conv")}
+    assert fitted < every
+    assert all(name.startswith("decoder.") for name in fitted)
+    assert all(not name.startswith("decoder.classifiers.1") for name in every - fitted)
 
 
 def test_where_one_tensor_is_at_fault_its_layers_are_kept_in_float(make: Maker, wide_at_the_end: ParentBundle) -> None:
@@ -373,11 +405,13 @@ def test_layers_that_were_to_stay_in_float_stay_there_in_every_attempt(
 
 def test_where_no_range_can_help_weights_alone_are_taken(make: Maker, wide: ParentBundle) -> None:
     made = make(1, wide, images=NEW_IMAGES, max_old_drop_points=LIMIT)
-    assert [name for name, _ in made.attempts] == ["carry", "union", "mixed", "mixed", "weights-only"]
-    assert [verdict for _, verdict in made.attempts] == ["refused"] * 4 + ["taken"]
+    assert [name for name, _ in made.attempts] == ["carry", "mixed", "mixed", "weights-only"]  # no envelope is wider
+    assert [verdict for _, verdict in made.attempts] == ["refused"] * 3 + ["taken"]
     record, calibration = made.int8.record, made.int8.calibration
     assert (record.asked, record.taken, record.worst_sqnr) == ("carry", "weights-only", ())
-    assert (record.carried, record.merged, record.measured, made.int8.ranges) == (0, 0, 0, None)
+    assert (record.carried, record.merged, record.measured) == (0, 0, 0)
+    assert made.int8.ranges is not None
+    assert made.int8.ranges.policy == "carry"  # kept for the next step
     assert (calibration.method, calibration.policy, calibration.reduce_range) == (None, "weights-only", False)
     assert (calibration.image_ids, calibration.images_sha256) == ((), "")
     convolutions = [node.name for node in onnx.load(made.path).graph.node if node.op_type == "Conv"]
@@ -473,7 +507,11 @@ def test_channels_that_only_the_parents_images_excite_are_counted(
 ) -> None:
     made = make(1, parent, images=BLACK)
     measured = collect_extremes(
-        floats[1][1], [np.zeros((1, HEIGHT_PX, WIDTH_PX, 3), np.uint8)], image_ids=["b"], images_sha256="", step="01"
+        floats[1][1],
+        [resize_image(NEARLY_BLACK, HEIGHT_PX, WIDTH_PX)[np.newaxis]],
+        image_ids=["b"],
+        images_sha256="",
+        step="01",
     )
     assert parent.ranges is not None
     silent = find_silent_channels(measured, parent.ranges)

@@ -16,9 +16,9 @@ from fakes import HEIGHT_PX, WIDTH_PX, random_images, small_model
 
 from edge_ilseg.bundle import ClassEntry, Manifest, StepEntry, check_files, read_manifest
 from edge_ilseg.calibration.collect import quantized_nodes
-from edge_ilseg.calibration.ranges import read_ranges
+from edge_ilseg.calibration.ranges import Ranges, read_ranges
 from edge_ilseg.devices.runtime import check_fit, load_session
-from edge_ilseg.errors import ExportError, ParityError
+from edge_ilseg.errors import DataError, ExportError, ParityError
 from edge_ilseg.export.package import CalibrationImages, ExportRequest, ParentBundle, export_bundle
 from edge_ilseg.export.parent import load_parent
 from edge_ilseg.export.request import LabelledImage
@@ -257,10 +257,84 @@ def test_only_what_the_targets_need_is_made_and_compared(tmp_path: Path) -> None
     assert manifest.int8 is None
 
 
-def test_constant_images_can_be_calibrated_on(tmp_path: Path) -> None:
+ONNX_INT8 = ExportRequest(targets=("onnx",), precisions=("int8",), golden_count=1)
+
+
+def of_another_network(ranges: Ranges) -> Ranges:
+    return msgspec.structs.replace(
+        ranges,
+        tensors={
+            f"other/{name}": msgspec.structs.replace(item, subgraph_sha256="00" * 32)
+            for name, item in ranges.tensors.items()
+        },
+    )
+
+
+def upside_down(ranges: Ranges) -> Ranges:
+    name, item = list(ranges.tensors.items())[3]
+    return msgspec.structs.replace(
+        ranges,
+        tensors={**ranges.tensors, name: msgspec.structs.replace(item, lowest=item.highest, highest=item.lowest - 1)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(of_another_network, "the parent's ranges are of another network"), (upside_down, "lowest")],
+)
+def test_the_parents_ranges_that_cannot_be_used_are_an_error_and_nothing_is_written(
+    parent: ParentBundle, tmp_path: Path, spoil: Callable[[Ranges], Ranges], message: str
+) -> None:
+    assert parent.ranges is not None
+    spoilt = ParentBundle(parent.folder, parent.manifest, spoil(parent.ranges))
+    with pytest.raises(ExportError, match=message):
+        export(tmp_path / "out", ONNX_INT8, parent=spoilt)
+    assert not list(tmp_path.iterdir())
+    alone = msgspec.structs.replace(ONNX_INT8, ranges="new-only", max_old_drop_points=None)
+    export(tmp_path / "out", alone, parent=spoilt)  # which looks at no range of the parent's
+
+
+def test_images_of_one_colour_are_an_error_and_nothing_is_written(tmp_path: Path) -> None:
     black = CalibrationImages(("black",), "00", lambda _: np.zeros((50, 40, 3), dtype=np.uint8))
-    manifest = export_base(tmp_path / "out", ExportRequest(targets=("onnx",), precisions=("int8",)), calibration=black)
-    assert [entry.precision for entry in manifest.models] == ["int8"]
+    with pytest.raises(ExportError, match=r"every calibration image is of one colour(.|\n)*--ranges weights-only"):
+        export_base(tmp_path / "out", ONNX_INT8, calibration=black)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_cannot_be_read_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    def read(image_id: str) -> np.ndarray:
+        raise DataError("the image cannot be read", where=image_id, hint="restore it from a copy")
+
+    with pytest.raises(DataError, match="cannot be read"):
+        export_base(tmp_path / "out", ONNX_INT8, calibration=CalibrationImages(("a",), "00", read))
+    assert not list(tmp_path.iterdir())
+
+
+def test_activations_that_leave_float32_are_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    model = base_model()
+    with torch.no_grad():
+        dict(model.named_parameters())["decoder.classifiers.0.steps.0.weight"].fill_(3e38)
+    with pytest.raises(ExportError, match="finite"):
+        export(tmp_path / "out", ONNX_INT8, model, step=BASE_STEP, classes=CLASSES[:3], calibration=BASE_CALIBRATION)
+    assert not list(tmp_path.iterdir())
+
+
+def test_after_weights_alone_were_taken_the_next_step_still_finds_ranges(parent: ParentBundle, tmp_path: Path) -> None:
+    wide = load_parent(stretch_ranges(parent.folder, tmp_path / "parent", 1000.0, ("",)), STEP)
+    request = msgspec.structs.replace(ONNX_INT8, targets=("onnx", "openvino"), max_old_drop_points=20.0)
+    manifest = export(tmp_path / "out", request, parent=wide)
+    assert manifest.int8 is not None
+    assert manifest.int8.taken == "weights-only"
+    assert {entry.calibration.ranges_file for entry in manifest.models if entry.calibration} == {"ranges.json"}
+    check_files(tmp_path / "out", manifest)
+    following = msgspec.structs.replace(STEP, index=2, id="12" * 32, parent_id=STEP.id, name="02-same")
+    found = load_parent(tmp_path / "out", following)
+    assert found.ranges is not None
+    assert found.ranges.step == STEP.name
+    without_limit = msgspec.structs.replace(ONNX_INT8, max_old_drop_points=None)
+    manifest = export(tmp_path / "next", without_limit, step=following, parent=found)
+    assert manifest.int8 is not None
+    assert (manifest.int8.taken, manifest.int8.measured) == ("carry", 0)
 
 
 @pytest.mark.parametrize(

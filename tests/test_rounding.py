@@ -235,7 +235,9 @@ def constants_of_child(
         return moments
 
     path = folder / "child.onnx"
-    write_int8_onnx(folder / "float.onnx", path, ranges, rounding=Rounding(give, parent), **settings)
+    hashes = {item.subgraph_sha256 for item in ranges.tensors.values() if item.origin == "carried"}
+    rounding = Rounding(give, parent, hashes)
+    write_int8_onnx(folder / "float.onnx", path, ranges, rounding=rounding, **settings)
     return read_constants([path]), asked
 
 
@@ -260,6 +262,34 @@ def test_a_layer_that_is_carried_takes_the_parents_levels_and_bias_verbatim(
     decoder = child.keys() - of_encoder(child).keys()
     assert {name: child[name] for name in decoder} == {name: alone[name] for name in decoder}
     assert {name: child[name] for name in decoder} != {name: parent[name] for name in decoder}
+
+
+def test_where_a_frozen_layers_range_has_moved_its_levels_stay_and_its_bias_is_written_in_the_new_scale(
+    folder: Path, carried: Ranges, fitted_path: Path, other_moments: dict[str, Moments]
+) -> None:
+    parent = read_constants([fitted_path])
+    wider = {
+        name: msgspec.structs.replace(item, lowest=1.7 * item.lowest, highest=1.7 * item.highest)
+        for name, item in carried.tensors.items()
+    }
+    union = msgspec.structs.replace(carried, policy="union", tensors=wider)
+    child, asked = constants_of_child(folder, union, other_moments, parent)
+    assert not [name for name in asked if name.startswith("encoder.")]
+    names = [name.removesuffix("_quantized") for name in of_encoder(child) if name.endswith(".weight_quantized")]
+    moved = 0
+    for name in names:
+        assert child[f"{name}_quantized"] == parent[f"{name}_quantized"]
+        bias = f"{name.removesuffix('weight')}bias_quantized"
+        (now_O, now_scale_O), (before_O, before_scale_O) = (
+            (np.frombuffer(item[bias], np.int32), np.frombuffer(item[f"{bias}_scale"], np.float32))
+            for item in (child, parent)
+        )
+        values_O = before_O.astype(np.float64) * before_scale_O
+        assert (np.abs(now_O.astype(np.float64) * now_scale_O - values_O) <= 0.5001 * now_scale_O).all()
+        moved += not np.array_equal(now_scale_O, before_scale_O)
+    assert moved == len(names) > 4
+    alone, _ = constants_of_child(folder, msgspec.structs.replace(union, policy="new-only"), other_moments, parent)
+    assert of_encoder(alone) != of_encoder(child)
 
 
 def test_what_the_parent_has_with_other_scales_or_not_at_all_is_fitted(

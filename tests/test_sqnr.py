@@ -127,7 +127,7 @@ def test_decibels_by_hand() -> None:
     assert decibel(1.0, 1.0) == 0.0
     assert decibel(2.0, 1.0) == pytest.approx(10 * math.log10(2))
     assert decibel(1.0, 10.0) == pytest.approx(-10.0)
-    assert decibel(0.0, 1.0) is None
+    assert decibel(0.0, 1.0) == pytest.approx(-110.0)
     assert decibel(1.0, 0.0) is None
 
 

@@ -71,8 +71,8 @@ def attempts_table(record: Int8Record) -> Table:
         caption="per cent: mIoU on labelled images, else agreement with the parent's int8 masks; "
         "golden images do not count",
     )
-    for column in ("attempt", "runtime", "images", "fp32", "int8", "drop", "worst class", ""):
-        table.add_column(column, justify="right" if column in ("fp32", "int8", "drop") else "left")
+    for column in ("attempt", "runtime", "images", "classes", "fp32", "int8", "drop", "worst class", ""):
+        table.add_column(column, justify="right" if column in ("classes", "fp32", "int8", "drop") else "left")
     for attempt in record.attempts:
         name = f"{attempt.attempt} ({len(attempt.float_layers)} in float)" if attempt.float_layers else attempt.attempt
         for row in attempt.rows:
@@ -80,6 +80,7 @@ def attempts_table(record: Int8Record) -> Table:
                 name,
                 row.runtime,
                 f"{row.count} {row.images}",
+                str(len(row.class_iou)),
                 percent(row.fp32),
                 percent(row.int8),
                 f"{row.drop_points:.2f}",
@@ -87,7 +88,7 @@ def attempts_table(record: Int8Record) -> Table:
                 attempt.verdict,
             )
         if not attempt.rows:
-            table.add_row(name, "-", "-", "-", "-", "-", "-", attempt.verdict)
+            table.add_row(name, "-", "-", "-", "-", "-", "-", "-", attempt.verdict)
     return table
 
 
@@ -134,6 +135,9 @@ def int8_notes(manifest: Manifest, record: Int8Record) -> list[str]:
     if record.taken != record.asked:
         reasons = "; ".join(f"{item.attempt}: {item.reason}" for item in record.attempts if item.verdict == "refused")
         notes.append(f"warning: {record.asked} costs the old classes too much ({reasons}), so {record.taken} was taken")
+    taken = record.attempts[-1]
+    if taken.max_drop_points is None and record.max_old_drop_points is not None:
+        notes.append(f"warning: what int8 costs was not measured ({taken.reason})")
     silent = sum(record.silent_channels.values())
     if silent:
         notes.append(
