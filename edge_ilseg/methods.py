@@ -2,14 +2,16 @@
 
 1. A method without a distillation term and without freezing is fine-tuning, the lower bound.
 2. A term that is zero whatever the student does, because what it compares is frozen, is refused, not ignored.
-3. What a preset cannot be on the data at hand (a data set without background, labels that hide nothing) it is replaced
-   for, by `fit_method`, which says so; what the user set by hand is never replaced.
+3. What a method cannot be on the data at hand (a data set without background, labels that hide nothing) it is replaced
+   for, by `fit_method`, which says so. A mask of distillation that was set by hand stays as it is, and a start of the
+   head that needs a background is refused where there is none.
 4. A head in closed form is fitted and not trained: whatever speaks of training beside it is refused, not ignored.
+5. A switch that is set by hand and changes nothing, because the method lacks what it is a switch of, is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -87,6 +89,16 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 SWITCHES = tuple(Method.__struct_fields__[4:])
 """Names of the fields that a configuration may set by hand, beside `freeze` and `losses`."""
+SWITCHES_OF_TERMS = {
+    "kd_softmax": "kd_output",
+    "kd_mask": "kd_output",
+    "kd_classes": "kd_output",
+    "kd_temperature": "kd_output",
+    "kd_alpha": "kd_unbiased",
+    "similarity_layer": "kd_similarity",
+    "similarity_pooling": "kd_similarity",
+}
+"""What changes nothing unless this term has a weight (rule 5)."""
 
 
 _PAPER = "Michieli & Zanuttigh, arXiv 1907.13372 and 1911.03462"
@@ -203,7 +215,29 @@ def resolve_method(
         ) from error
     check_terms_can_move(method, encoder_frozen=method.freeze in ("encoder", "all_but_head"))
     _check_nothing_is_trained(method)
+    _check_switches_act(method, given)
     return method
+
+
+def _check_switches_act(method: Method, given: Collection[str]) -> None:
+    """Refuse what was set by hand and changes nothing (rule 5)."""
+    of_terms = {name: term for name, term in SWITCHES_OF_TERMS.items() if name in given}
+    lacking = {name: f"the term {term}" for name, term in of_terms.items() if not method.losses.get(term)}
+    if "smallest_frequency" in given and not method.logit_adjustment:
+        lacking["smallest_frequency"] = "logit_adjustment"
+    for name in {"ridge", "balance"} & set(given):
+        if not method.is_closed_form:
+            lacking[name] = "a head in closed form"
+    if "similarity_pooling" in given and method.similarity_pooling == "branches" != method.similarity_layer:
+        lacking["similarity_pooling"] = "similarity_layer = branches, whose branches it averages"
+    if lacking:
+        name = min(lacking)
+        raise ConfigError(
+            "a switch of the method changes nothing here",
+            where=f"method {method.name!r}",
+            found=f"{name} = {getattr(method, name)!r} without {lacking[name]}",
+            hint=f"leave {name} out, or give it what it is a switch of",
+        )
 
 
 def _check_nothing_is_trained(method: Method) -> None:
@@ -270,7 +304,8 @@ def fit_method(method: Method, *, hides_old: bool, background: str | None) -> tu
         background: name of the background class, or None.
 
     Raises:
-        ConfigError: the method needs a background, and has `kd_output` beside `kd_unbiased`.
+        ConfigError: the method needs a background, and has `kd_output` beside `kd_unbiased`, or a `head_init` that was
+            set by hand.
     """
     preset, notes = METHODS[method.name], []
     if method.pseudo_labels != "none" and not hides_old:
@@ -289,6 +324,14 @@ def fit_method(method: Method, *, hides_old: bool, background: str | None) -> tu
         if method.head_init == preset.head_init == "background":
             method = msgspec.structs.replace(method, head_init="default")
             notes.append("new classes start from random weights: there is no background")
+        elif method.head_init == "background":
+            raise ConfigError(
+                "new classes cannot start from the background's weights: the data set has no background class",
+                where=f"method {method.name!r}",
+                found="head_init = 'background'",
+                expected="'default' or 'scaled'",
+                hint="leave head_init out",
+            )
     return method, tuple(notes)
 
 

@@ -197,13 +197,14 @@ def plan_step(
     from_workspace = is_workspace_data(workspace, data)
     if not add_classes:
         raise ClassNameError("a step adds at least one class", hint="name it: --add-classes boat")
-    method = step_method(settings)
+    step_method(settings)  # a mistake in it is told before anything is read
     parent = workspace.read_step(parent_name) if parent_name else workspace.latest_step()
     dataset = dataset or open_data(data)
     _check_background(parent, dataset.info)
     check_spelling(dataset.info.classes, parent.class_names)
-    method, notes = fit_method(method, hides_old=data.setup != "sequential", background=dataset.info.background)
-    _check_method(method, parent.model, settings)
+    method, notes = fit_step_method(
+        settings, parent.model, hides_old=data.setup != "sequential", background=dataset.info.background
+    )
     if method.is_closed_form:
         _check_statistics(workspace, parent)
     new = resolve_classes(add_classes, dataset.info.classes, dataset.info.aliases)
@@ -236,15 +237,7 @@ def _training_settings(settings: StepConfig, method: Method) -> TrainConfig:
 
 
 def _check_statistics(workspace: Workspace, parent: StepRecord) -> None:
-    """Refuse a head in closed form where the sums over earlier images are not there, or the head has none."""
-    if parent.model.head != "deeplab_v3":
-        raise ConfigError(
-            "this head has no closed form: its dilated 3x3 branches are no 1x1 classifiers on one set of features",
-            where=f"step {parent.name}",
-            found=parent.model.head,
-            expected="deeplab_v3",
-            hint="take a method with gradients",
-        )
+    """Refuse a head in closed form where the sums over earlier images are not there."""
     folder = workspace.step_folder(parent.name)
     header = read_header(folder)
     if header is None:
@@ -316,9 +309,31 @@ def _check_evaluation(dataset: Dataset, data: DataConfig, classes: Sequence[str]
         evaluation_lookup(dataset.info.classes, dataset.info.background, classes)
 
 
-def _check_method(method: Method, model: ModelSpec, settings: StepConfig) -> None:
-    """Refuse a method that this network or this batch leaves without effect, and views that it cannot use."""
+def fit_step_method(
+    settings: StepConfig, model: ModelSpec, *, hides_old: bool, background: str | None
+) -> tuple[Method, tuple[str, ...]]:
+    """The method of a step as it can be run, and what was replaced (`methods.fit_method`).
+
+    Args:
+        settings: of the step.
+        model: the network's.
+        hides_old: the setup hides the old classes in the new images.
+        background: name of the background class, or None.
+
+    Raises:
+        ConfigError: the method is unknown or cannot work on this data, this network or this batch; views that it
+            cannot use.
+    """
+    method, notes = fit_method(step_method(settings), hides_old=hides_old, background=background)
     check_views(settings, method, model.backbone)
+    if method.is_closed_form and model.head != "deeplab_v3":
+        raise ConfigError(
+            "this head has no closed form: its dilated 3x3 branches are no 1x1 classifiers on one set of features",
+            where=f"method {method.name!r}",
+            found=model.head,
+            expected="deeplab_v3",
+            hint="take a method with gradients",
+        )
     if settings.augment_views and method.is_closed_form:
         raise ConfigError(
             "a head in closed form sees every image once, as it is",
@@ -340,6 +355,7 @@ def _check_method(method: Method, model: ModelSpec, settings: StepConfig) -> Non
             expected="2 or more",
             hint="raise --batch-size, or leave the term out: --loss kd_similarity=0",
         )
+    return method, notes
 
 
 def _check_no_image_again(workspace: Workspace, parent: StepRecord, view: StepView) -> None:

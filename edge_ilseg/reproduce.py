@@ -15,7 +15,7 @@ from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, Tra
 from edge_ilseg.errors import ConfigError, choice_hint
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import ProgressCallback, no_progress
-from edge_ilseg.scenario_results import ScenarioResults
+from edge_ilseg.scenario_results import ScenarioResults, percent_spread
 from edge_ilseg.scenario_run import JOINT, ScenarioPlan, plan_scenario
 
 
@@ -29,7 +29,7 @@ class Published(msgspec.Struct, frozen=True):
 
 _JOINT_15 = Published(75.1, 68.5, 73.6)
 PUBLISHED: dict[str, dict[str, Published]] = {
-    # experiment: our method -> its row
+    # experiment: our method -> its row; none is at hand for the last three
     "voc-19+1": {
         "finetune": Published(67.3, 20.1, 65.1),
         "kd-output": Published(70.0, 35.3, 68.4),
@@ -52,7 +52,12 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         "kd-feature-plain": Published(65.9, 45.4, 61.0),
         JOINT: _JOINT_15,
     },
+    "voc-10+10": {},
+    "voc-10+1x10": {},
+    "voc-10+5+5": {},
 }
+METHODS = tuple(name for name in PUBLISHED["voc-19+1"] if name != JOINT)
+"""Those that the papers have rows for."""
 
 ITERATIONS_PER_CLASS = 1000
 """Of the paper: step 0 is trained for 1000 |S_0| iterations, background counted, and step k for 1000 |U_k|."""
@@ -124,12 +129,12 @@ COMPARISON_HEADER = ("method", "old", "new", "all", "published old", "new", "all
 
 
 def comparison_rows(name: str, results: ScenarioResults) -> tuple[tuple[str, ...], ...]:
-    """One row a published method, in per cent: ours, mean over the seeds, beside the paper's."""
+    """One row a published method, in per cent: ours, mean ± standard deviation over the seeds, beside the paper's."""
     ours = {item.method: item for item in results.summaries}
     rows = []
     for method, row in PUBLISHED[name].items():
         item = ours.get(method)
         found = (item.miou_old, item.miou_new, item.miou_all) if item else (None, None, None)
-        cells = ("-" if value is None else f"{100 * value.mean:.1f}" for value in found)
+        cells = (percent_spread(value) for value in found)
         rows.append((method, *cells, *(f"{value:.1f}" for value in (row.old, row.new, row.all))))
     return tuple(rows)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from edge_ilseg.checkpoint import StepRecord
+from edge_ilseg.files import write_bytes
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.scenario_run import FAILED, JOINT, ScenarioPlan, joint_folder, read_plan, seed_folder
 from edge_ilseg.workspace import BASE_STEP, Workspace, open_workspace
@@ -241,15 +242,24 @@ def class_rows(results: ScenarioResults, values: Literal["iou", "forgetting"]) -
     return ("class", "step", *(item.method for item in items)), rows
 
 
-def step_rows(results: ScenarioResults) -> tuple[tuple[str, ...], Rows]:
-    """Header and rows: mIoU over all classes known after each step, mean over the seeds, in per cent."""
+StepTable = Literal["miou_all", "miou_old", "miou_new"]
+STEP_TABLES: dict[str, StepTable] = {
+    "mIoU over the classes known after each step": "miou_all",
+    "mIoU after each step over the classes known before it": "miou_old",
+    "mIoU after each step over the classes that it adds": "miou_new",
+}
+"""Titles, and the score in them."""
+
+
+def step_rows(results: ScenarioResults, score: StepTable) -> tuple[tuple[str, ...], Rows]:
+    """Header and rows: one score after each step, mean ± standard deviation over the seeds, in per cent."""
     count = len(results.plan.classes)
     rows = []
     for item in results.summaries:
         chains = [chain for chain in results.chains if chain.method == item.method and len(chain.steps) == count]
         if chains:
-            by_step = (spread([chain.steps[index].metrics.miou_all for chain in chains]) for index in range(count))
-            rows.append((item.method, *("-" if cell is None else f"{100 * cell.mean:.1f}" for cell in by_step)))
+            by_step = ([getattr(chain.steps[index].metrics, score) for chain in chains] for index in range(count))
+            rows.append((item.method, *(percent_spread(spread(values)) for values in by_step)))
     return ("method", *(f"step {index}" for index in range(count))), tuple(rows)
 
 
@@ -280,12 +290,18 @@ def markdown(results: ScenarioResults) -> str:
     if results.unfinished:
         parts += ["", f"Not finished, and left out: {'; '.join(results.unfinished)}."]
     for title, (header, rows) in (
-        ("mIoU over the classes known after each step", step_rows(results)),
+        *((title, step_rows(results, score)) for title, score in STEP_TABLES.items()),
         ("IoU of each class after the last step", class_rows(results, "iou")),
         ("Forgetting of each class, points", class_rows(results, "forgetting")),
     ):
         parts += ["", f"{title}:", "", *_markdown_table(header, rows)]
     return "\n".join(parts) + "\n"
+
+
+def add_table(path: Path, title: str, header: Sequence[str], rows: Rows) -> None:
+    """Put one more table behind those of `markdown` in a file."""
+    lines = ["", f"{title}:", "", *_markdown_table(header, rows)]
+    write_bytes(path, path.read_bytes() + ("\n".join(lines) + "\n").encode())
 
 
 def _markdown_table(header: Sequence[str], rows: Rows) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,11 +28,11 @@ from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.decoded import DecodedDataset
 from edge_ilseg.data.step_view import class_pixels, count_pixels
-from edge_ilseg.errors import NotFiniteError, WorkspaceError
+from edge_ilseg.errors import ConfigError, NotFiniteError, WorkspaceError
 from edge_ilseg.files import write_bytes
-from edge_ilseg.methods import resolve_method
+from edge_ilseg.methods import SWITCHES
 from edge_ilseg.models.spec import ModelSpec
-from edge_ilseg.planning import plan_base, plan_step
+from edge_ilseg.planning import fit_step_method, plan_base, plan_step
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.records import parse_versioned
 from edge_ilseg.scenario import CLASS_ORDERS, order_classes, parse_scenario
@@ -62,7 +62,7 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: str
     train: TrainConfig
     step: StepConfig
-    """Its method is left out of account: each chain has its own."""
+    """Its method, and what changes a method, are left out of account: each chain has its own, as the preset is."""
     iterations_per_class: Annotated[int, Meta(ge=1)] | None = None
     """Of each increment, times the classes that it adds, as in the paper; None: `step.iterations`."""
     background: str | None = None
@@ -73,7 +73,8 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         iterations = self.step.iterations
         if self.iterations_per_class is not None:
             iterations = self.iterations_per_class * len(self.classes[index])
-        return msgspec.structs.replace(self.step, method=method, iterations=iterations, seed=seed)
+        preset: dict[str, Any] = {"freeze": None, "losses": {}, **dict.fromkeys(SWITCHES)}
+        return msgspec.structs.replace(self.step, method=method, iterations=iterations, seed=seed, **preset)
 
     def base_settings(self, seed: int) -> TrainConfig:
         """How step 0 is trained."""
@@ -106,7 +107,8 @@ def plan_scenario(
         progress: told what is done.
 
     Raises:
-        ConfigError: the scenario cannot be read or does not fit the data set, or the order is unknown.
+        ConfigError: the scenario cannot be read, does not fit the data set or has no increment, or the order is
+            unknown.
         ClassNameError: a name is unknown or given twice.
         DataError: the data set cannot be read.
     """
@@ -119,12 +121,20 @@ def plan_scenario(
         ordered = order_classes(class_order, pixels, info.classes, info.background, order_seed)  # type: ignore[arg-type]
     else:
         ordered = resolve_classes(class_order, info.classes, info.aliases)
+    classes = parse_scenario(scenario, ordered, info.background)
+    if len(classes) == 1:
+        raise ConfigError(
+            "a scenario has a step that adds classes",
+            found=f"{scenario!r}: all classes in step 0",
+            expected="two steps or more, such as '16+5'",
+            hint="split the classes with +, or train them together: edge-ilseg train",
+        )
     return ScenarioPlan(
         format=FORMAT,
         format_version=FORMAT_VERSION,
         scenario=scenario,
         class_order=class_order if isinstance(class_order, str) and class_order in CLASS_ORDERS else "given",
-        classes=parse_scenario(scenario, ordered, info.background),
+        classes=classes,
         data=config.data,
         model=config.model,
         weights=config.weights,
@@ -211,6 +221,24 @@ class Task(msgspec.Struct, frozen=True):
         return (self.workspace, self.parent) == (other.workspace, other.name)
 
 
+def check_works(plan: ScenarioPlan, method: str) -> None:
+    """Find out before anything is trained that a method cannot work on this network, batch or data.
+
+    Raises:
+        ConfigError: it is unknown, or cannot work, and why.
+    """
+    settings = plan.step_settings(1, method, 0)
+    hides_old = plan.data.setup != "sequential"
+    fitted, _ = fit_step_method(settings, plan.model, hides_old=hides_old, background=plan.background)
+    if fitted.is_closed_form and not (plan.train.statistics and plan.step.statistics):
+        raise ConfigError(
+            "a head in closed form goes on from statistics, and these settings leave none",
+            where=f"method {method!r}",
+            found="statistics = false",
+            hint="leave statistics at true",
+        )
+
+
 def run_scenario(
     folder: Path,
     plan: ScenarioPlan,
@@ -240,7 +268,7 @@ def run_scenario(
             that is there was trained with other settings. What is finished stays.
     """
     for name in methods:
-        resolve_method(name)
+        check_works(plan, name)
     fix_plan(folder, plan)
     tasks = list(_tasks(folder, plan, methods, seeds, joint))
     if jobs > 1:

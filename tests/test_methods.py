@@ -73,6 +73,37 @@ def test_a_switch_that_makes_no_sense_is_refused(switch: dict[str, object]) -> N
         resolve_method("kd-output", **switch)
 
 
+@pytest.mark.parametrize(
+    ("name", "switch", "lacking"),
+    [
+        ("finetune", {"kd_temperature": 2.0}, "kd_output"),
+        ("freeze", {"kd_mask": "all"}, "kd_output"),
+        ("kd-output", {"kd_alpha": 2.0}, "kd_unbiased"),
+        ("mib", {"kd_classes": "sum"}, "kd_output"),
+        ("kd-output", {"similarity_layer": "logits"}, "kd_similarity"),
+        ("kd-similarity", {"similarity_layer": "features", "similarity_pooling": "branches"}, "similarity_layer"),
+        ("finetune", {"smallest_frequency": 0.1}, "logit_adjustment"),
+        ("kd-output", {"ridge": 0.1}, "closed form"),
+    ],
+)
+def test_a_switch_that_changes_nothing_is_refused(name: str, switch: dict[str, object], lacking: str) -> None:
+    with pytest.raises(ConfigError, match=rf"changes nothing here(.|\n)*without [^\n]*{lacking}"):
+        resolve_method(name, **switch)
+
+
+def test_a_switch_of_a_term_that_is_added_by_hand_acts() -> None:
+    method = resolve_method("finetune", losses={"kd_output": 1.0}, kd_temperature=2.0)
+    assert (method.losses, method.kd_temperature) == ({"kd_output": 1.0}, 2.0)
+    assert resolve_method("kd-similarity", similarity_pooling="branches").similarity_pooling == "branches"
+
+
+def test_a_start_of_the_head_that_needs_a_background_is_refused_without_one() -> None:
+    method = resolve_method("kd-output", head_init="background")
+    with pytest.raises(ConfigError, match="no background class"):
+        fit_method(method, hides_old=False, background=None)
+    assert fit_method(method, hides_old=False, background="void")[0] == method
+
+
 def test_a_term_that_compares_frozen_branches_is_refused() -> None:
     for name in ("kd-dilation", "kd-similarity"):
         check_terms_can_move(METHODS[name], encoder_frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from test_scenario_results import CHAINS, results
 from voc_folder import write_voc
 
 from edge_ilseg.cli import run
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.reproduce import PUBLISHED, plan_reproduction
+from edge_ilseg.reproduce import METHODS, PUBLISHED, comparison_rows, plan_reproduction
 from edge_ilseg.workspace import open_workspace
 
 
@@ -43,6 +45,29 @@ def test_published_rows_are_means_over_all_classes_of_their_parts() -> None:
             assert row.all == pytest.approx(expected, abs=0.11), (name, method)
 
 
+def test_our_rows_stand_beside_the_published_ones() -> None:
+    ours = results(*CHAINS)  # method freeze: old 50 ± 14.1, new 30 ± 0, all 45 ± 7.1
+    rows = {row[0]: row[1:] for row in comparison_rows("voc-19+1", ours)}
+    assert list(rows) == [*METHODS, "joint"]
+    assert rows["freeze"] == ("50.0 ± 14.1", "30.0 ± 0.0", "45.0 ± 7.1", "71.9", "43.3", "70.5")
+    assert rows["joint"] == ("-", "-", "-", "73.7", "70.5", "73.6")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("voc-10+10", [11, 10]), ("voc-10+1x10", [11] + 10 * [1]), ("voc-10+5+5", [11, 5, 5])],
+)
+def test_experiments_without_a_published_row_have_the_papers_configuration(
+    name: str, sizes: list[int], voc: Path
+) -> None:
+    plan = plan_reproduction(name, voc, "none")
+    assert [len(names) for names in plan.classes] == sizes
+    assert [plan.step_settings(index, "finetune", 0).iterations for index in range(1, len(sizes))] == [
+        1000 * size for size in sizes[1:]
+    ]
+    assert comparison_rows(name, results(*CHAINS)) == ()
+
+
 def test_an_unknown_experiment_gets_the_nearest_name(voc: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'voc-19"):
         plan_reproduction("voc-19-1", voc, "none")
@@ -55,6 +80,11 @@ def test_the_whole_path_runs_on_a_small_network(voc: Path, tmp_path: Path, capsy
     text = capsys.readouterr().out
     assert "published old" in text
     assert "freeze+kd-output" in text
+    assert "| freeze+kd-output |" in (tmp_path / "run" / "results.md").read_text().partition("Beside the published")[2]
+    assert run([*command, *few, "--methods", "finetune", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["published"]["finetune"] == {"old": 47.8, "new": 33.0, "all": 44.2}
+    assert printed["chains"][0]["method"] == "finetune"
     workspace = open_workspace(tmp_path / "run" / "seed-0")
     record = workspace.read_step("05-freeze+kd-output")
     assert record.training.geometry == "native"

@@ -106,7 +106,11 @@ def test_tables_have_a_row_a_method_and_a_row_a_class() -> None:
     header, cells = class_rows(found, "forgetting")
     assert header == ("class", "step", "freeze")
     assert ("star", "1", "30.0") in cells
-    assert step_rows(found) == (("method", "step 0", "step 1", "step 2"), (("freeze", "65.0", "55.0", "45.0"),))
+    header, cells = step_rows(found, "miou_all")
+    assert header == ("method", "step 0", "step 1", "step 2")
+    assert cells == (("freeze", "65.0 ± 7.1", "55.0 ± 7.1", "45.0 ± 7.1"),)
+    _, cells = step_rows(found, "miou_new")
+    assert cells == (("freeze", "-", "-", "-"),)  # where no step has such a score
 
 
 def test_markdown_says_what_was_run_and_what_is_missing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 
 if TYPE_CHECKING:
     from edge_ilseg.config import Config, DataConfig
+    from edge_ilseg.reproduce import Published
     from edge_ilseg.scenario_results import ScenarioResults
+    from edge_ilseg.scenario_run import ScenarioPlan
 
 DEFAULT_ORDER = {"msrc": "frequency"}
 """In the listed order of MSRC-v2 classes would be left without an image."""
@@ -132,7 +134,7 @@ def run(
         options={**config.data.options, **parse_data_options(kind, dataset_options, "--option")},
     )
     config = _override_settings(config, data, **settings)
-    chosen = tuple(METHODS) if method_names == "all" else names(method_names)
+    chosen = names(method_names)
     check_extra("train", TRAINING_MODULES, "training")
     folder = out or Path(f"scenario-{kind}-{text}")
     order = class_order or DEFAULT_ORDER.get(kind, "listed")
@@ -145,6 +147,8 @@ def run(
             iterations_per_class=iterations_per_class,
             progress=progress,
         )
+        if method_names == "all":
+            chosen = _all_that_work(plan)
         run_scenario(
             folder,
             plan,
@@ -184,7 +188,7 @@ def show(parts: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("experiment", metavar="voc-19+1|voc-15+5|voc-15+1x5")
+@click.argument("experiment", metavar="voc-19+1|voc-15+5|voc-15+1x5|voc-10+10|voc-10+1x10|voc-10+5+5")
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="VOC 2012, with SegmentationClassAug.")
 @click.option("--weights", required=True, help="File with ResNet-101's ImageNet weights (the usual keys), or none.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [reproduce-NAME]")
@@ -233,14 +237,15 @@ def reproduce(
         comparison_rows,
         plan_reproduction,
     )
-    from edge_ilseg.scenario_results import read_results
+    from edge_ilseg.reproduce import METHODS as PAPERS_METHODS
+    from edge_ilseg.scenario_results import add_table, read_results
     from edge_ilseg.scenario_run import JOINT, run_scenario
 
     check_experiment(experiment)
     check_extra("train", TRAINING_MODULES, "training")
     width_px, height_px = parse_size(size)
     model = override(MODEL, backbone=backbone, input_width_px=width_px, input_height_px=height_px)
-    rows = tuple(name for name in PUBLISHED[experiment] if name != JOINT)
+    rows = tuple(name for name in PUBLISHED[experiment] if name != JOINT) or PAPERS_METHODS
     folder = out or Path(f"reproduce-{experiment}")
     with progress_bar(experiment) as progress:
         plan = plan_reproduction(
@@ -264,9 +269,14 @@ def reproduce(
             progress=progress,
         )
     results = read_results(folder)
-    _show(results, folder, as_json)
+    _show(results, folder, as_json, PUBLISHED[experiment])
+    beside = comparison_rows(experiment, results)
+    if not beside:
+        click.echo("no published row of this experiment is at hand: the table above is ours alone", err=True)
+        return
+    add_table(folder / "results.md", "Beside the published rows", COMPARISON_HEADER, beside)
     if not as_json:
-        _print_rows("beside the published rows", COMPARISON_HEADER, comparison_rows(experiment, results))
+        _print_rows("beside the published rows", COMPARISON_HEADER, beside)
 
 
 def _parse_source(source: str) -> tuple[str, str]:
@@ -295,6 +305,21 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
             hint="--seeds 3 runs seeds 0, 1 and 2",
         )
     return tuple(int(part) for part in parts) if "," in text else tuple(range(int(text)))
+
+
+def _all_that_work(plan: ScenarioPlan) -> tuple[str, ...]:
+    """Names of all methods that can work here; says why of the others."""
+    from edge_ilseg.scenario_run import check_works
+
+    chosen = []
+    for name in METHODS:
+        try:
+            check_works(plan, name)
+        except ConfigError as error:
+            click.echo(f"left out: {name}: {error.what}", err=True)
+        else:
+            chosen.append(name)
+    return tuple(chosen)
 
 
 def _default_config(kind: str) -> Config:
@@ -341,12 +366,22 @@ def _override_settings(
     )
 
 
-def _show(results: ScenarioResults, out: Path | None, as_json: bool) -> None:
-    """Write results into a folder, if one is given, and print them."""
+def _show(
+    results: ScenarioResults, out: Path | None, as_json: bool, published: Mapping[str, Published] | None = None
+) -> None:
+    """Write results into a folder, if one is given, and print them; `published` rows are in what is printed as JSON."""
     import msgspec
 
     from edge_ilseg.files import write_bytes
-    from edge_ilseg.scenario_results import SUMMARY_HEADER, class_rows, describe, markdown, step_rows, summary_rows
+    from edge_ilseg.scenario_results import (
+        STEP_TABLES,
+        SUMMARY_HEADER,
+        class_rows,
+        describe,
+        markdown,
+        step_rows,
+        summary_rows,
+    )
 
     encoded = msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
     if out is not None:
@@ -354,12 +389,15 @@ def _show(results: ScenarioResults, out: Path | None, as_json: bool) -> None:
         write_bytes(out / "results.json", encoded)
         write_bytes(out / "results.md", markdown(results).encode())
     if as_json:
+        if published is not None:
+            both = {**msgspec.to_builtins(results), "published": msgspec.to_builtins(published)}
+            encoded = msgspec.json.format(msgspec.json.encode(both), indent=1) + b"\n"
         click.echo(encoded.decode(), nl=False)
         return
     click.echo(describe(results))
     tables = (
         ("after the last step", SUMMARY_HEADER, summary_rows(results)),
-        ("mIoU over the classes known after each step", *step_rows(results)),
+        *((title, *step_rows(results, score)) for title, score in STEP_TABLES.items()),
         ("IoU of each class after the last step", *class_rows(results, "iou")),
         ("forgetting of each class, points", *class_rows(results, "forgetting")),
     )
