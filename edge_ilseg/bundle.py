@@ -23,7 +23,7 @@ from edge_ilseg.metrics import VOID, Metrics
 from edge_ilseg.records import parse_versioned
 
 FORMAT = "edge-ilseg-bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 COPY_AGAIN = "copy or export the bundle again"

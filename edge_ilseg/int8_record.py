@@ -50,7 +50,7 @@ class GuardRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop_points: float
     worst_class: str
     worst_class_drop_points: float
-    class_iou: dict[str, tuple[float, float]] = {}
+    class_iou: dict[str, tuple[float, float]]
     """Of each class that is judged: fp32, int8."""
 
 
@@ -101,6 +101,6 @@ class Int8Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     silent_channels: dict[str, int]
     """Tensors with channels that were alive on the parent's images and are silent on these: how many."""
     worst_sqnr: tuple[SqnrRow, ...]
+    sqnr_db: dict[str, float | None]
+    """Of every quantized activation, those of `worst_sqnr` among them."""
     delta: tuple[DeltaRow, ...]
-    sqnr_db: dict[str, float | None] = {}
-    """Of every quantized activation; None: no noise at all."""

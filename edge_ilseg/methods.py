@@ -6,7 +6,8 @@
    for, by `fit_method`, which says so. A mask of distillation that was set by hand stays as it is, and a start of the
    head that needs a background is refused where there is none.
 4. A head in closed form is fitted and not trained: whatever speaks of training beside it is refused, not ignored.
-5. A switch that is set by hand and changes nothing, because the method lacks what it is a switch of, is refused.
+5. A switch that a user sets for one step and that changes nothing, because the method lacks what it is a switch of, can
+   be refused (`check_switches_act`). In a file of settings it may stand for the methods that have it.
 """
 
 from __future__ import annotations
@@ -215,12 +216,19 @@ def resolve_method(
         ) from error
     check_terms_can_move(method, encoder_frozen=method.freeze in ("encoder", "all_but_head"))
     _check_nothing_is_trained(method)
-    _check_switches_act(method, given)
     return method
 
 
-def _check_switches_act(method: Method, given: Collection[str]) -> None:
-    """Refuse what was set by hand and changes nothing (rule 5)."""
+def check_switches_act(method: Method, given: Collection[str]) -> None:
+    """Refuse what was set by hand and changes nothing (rule 5).
+
+    Args:
+        method: with these switches.
+        given: names of those that were set.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
     of_terms = {name: term for name, term in SWITCHES_OF_TERMS.items() if name in given}
     lacking = {name: f"the term {term}" for name, term in of_terms.items() if not method.losses.get(term)}
     if "smallest_frequency" in given and not method.logit_adjustment:
@@ -319,8 +327,11 @@ def fit_method(method: Method, *, hides_old: bool, background: str | None) -> tu
             method = msgspec.structs.replace(method, cross_entropy="plain")
             notes.append("plain cross-entropy: there is no background for old classes to hide in")
         if method.losses.get("kd_unbiased"):
+            idle = "" if method.kd_alpha == 1 else ", and kd_alpha has nothing to sharpen"
             method = _without_background(method)
-            notes.append("distillation over the old channels in place of the unbiased one: there is no background")
+            notes.append(
+                f"distillation over the old channels in place of the unbiased one{idle}: there is no background"
+            )
         if method.head_init == preset.head_init == "background":
             method = msgspec.structs.replace(method, head_init="default")
             notes.append("new classes start from random weights: there is no background")

@@ -56,7 +56,7 @@ PUBLISHED: dict[str, dict[str, Published]] = {
     "voc-10+1x10": {},
     "voc-10+5+5": {},
 }
-METHODS = tuple(name for name in PUBLISHED["voc-19+1"] if name != JOINT)
+PAPERS_METHODS = tuple(name for name in PUBLISHED["voc-19+1"] if name != JOINT)
 """Those that the papers have rows for."""
 
 ITERATIONS_PER_CLASS = 1000

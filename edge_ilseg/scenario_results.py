@@ -15,7 +15,6 @@ from typing import Final, Literal
 import msgspec
 
 from edge_ilseg.checkpoint import StepRecord
-from edge_ilseg.files import write_bytes
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.scenario_run import FAILED, JOINT, ScenarioPlan, joint_folder, read_plan, seed_folder
 from edge_ilseg.workspace import BASE_STEP, Workspace, open_workspace
@@ -298,10 +297,9 @@ def markdown(results: ScenarioResults) -> str:
     return "\n".join(parts) + "\n"
 
 
-def add_table(path: Path, title: str, header: Sequence[str], rows: Rows) -> None:
-    """Put one more table behind those of `markdown` in a file."""
-    lines = ["", f"{title}:", "", *_markdown_table(header, rows)]
-    write_bytes(path, path.read_bytes() + ("\n".join(lines) + "\n").encode())
+def markdown_table(header: Sequence[str], rows: Rows) -> str:
+    """One table as Markdown."""
+    return "\n".join(_markdown_table(header, rows)) + "\n"
 
 
 def _markdown_table(header: Sequence[str], rows: Rows) -> list[str]:

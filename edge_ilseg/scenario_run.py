@@ -62,7 +62,7 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: str
     train: TrainConfig
     step: StepConfig
-    """Its method, and what changes a method, are left out of account: each chain has its own, as the preset is."""
+    """Without what changes a method: each chain has its own, as the preset is (`plan_scenario`)."""
     iterations_per_class: Annotated[int, Meta(ge=1)] | None = None
     """Of each increment, times the classes that it adds, as in the paper; None: `step.iterations`."""
     background: str | None = None
@@ -73,8 +73,7 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         iterations = self.step.iterations
         if self.iterations_per_class is not None:
             iterations = self.iterations_per_class * len(self.classes[index])
-        preset: dict[str, Any] = {"freeze": None, "losses": {}, **dict.fromkeys(SWITCHES)}
-        return msgspec.structs.replace(self.step, method=method, iterations=iterations, seed=seed, **preset)
+        return msgspec.structs.replace(self.step, method=method, iterations=iterations, seed=seed)
 
     def base_settings(self, seed: int) -> TrainConfig:
         """How step 0 is trained."""
@@ -139,10 +138,16 @@ def plan_scenario(
         model=config.model,
         weights=config.weights,
         train=config.train,
-        step=config.step,
+        step=without_changes(config.step),
         iterations_per_class=iterations_per_class,
         background=info.background,
     )
+
+
+def without_changes(step: StepConfig) -> StepConfig:
+    """The settings without those that change a method: losses, what is frozen, switches."""
+    preset: dict[str, Any] = {"freeze": None, "losses": {}, **dict.fromkeys(SWITCHES)}
+    return msgspec.structs.replace(step, **preset)
 
 
 def fix_plan(folder: Path, plan: ScenarioPlan) -> None:
@@ -230,12 +235,13 @@ def check_works(plan: ScenarioPlan, method: str) -> None:
     settings = plan.step_settings(1, method, 0)
     hides_old = plan.data.setup != "sequential"
     fitted, _ = fit_step_method(settings, plan.model, hides_old=hides_old, background=plan.background)
-    if fitted.is_closed_form and not (plan.train.statistics and plan.step.statistics):
+    leave = {"[train]": plan.train.statistics, "[step]": plan.step.statistics or len(plan.classes) == 2}
+    if fitted.is_closed_form and not all(leave.values()):
         raise ConfigError(
             "a head in closed form goes on from statistics, and these settings leave none",
             where=f"method {method!r}",
-            found="statistics = false",
-            hint="leave statistics at true",
+            found=f"statistics = false in {min(leave, key=lambda name: leave[name])}",
+            hint="leave statistics at true, or the method out",
         )
 
 

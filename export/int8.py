@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +25,8 @@ import onnx
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Runtime
-from edge_ilseg.calibration.collect import collect_extremes, quantized_nodes
-from edge_ilseg.calibration.merge import Measured, find_silent_channels, make_ranges
-from edge_ilseg.calibration.moments import Moments, collect_moments
+from edge_ilseg.calibration.collect import quantized_nodes
+from edge_ilseg.calibration.merge import find_silent_channels, make_ranges
 from edge_ilseg.calibration.ranges import Ranges
 from edge_ilseg.calibration.sample import CalibrationImages
 from edge_ilseg.devices.device_profile import DOT_PRODUCT_FLAGS
@@ -44,6 +43,7 @@ from edge_ilseg.export.request import RUNTIME_OF, Subject
 from edge_ilseg.export.rounding import Rounding
 from edge_ilseg.export.sessions import Predict, load_onnx, load_openvino
 from edge_ilseg.export.sqnr import layers_of_worst_signal, measure_sqnr, worst
+from edge_ilseg.export.step_images import StepImages
 from edge_ilseg.images import resize_image
 from edge_ilseg.int8_record import (
     Attempted,
@@ -182,11 +182,10 @@ class _Int8Maker:
         self.model = onnx.load(self.float_path)
         inherited = inherited_float_layers(subject, parent)
         self.float_layers = find_float_layers(self.model, (*self.request.float_layers, *inherited))
-        self.measured = self._measure()
-        self.moments: dict[str, Moments] = {}
-        self.rounding = Rounding(self._moments, {})
-        if parent is not None:
-            self.rounding = Rounding(self._moments, parent.int8_constants(), parent.subgraphs())
+        self.images = StepImages(subject, self.float_path, calibration)
+        self.measured = self.images.measure()
+        known = (parent.int8_constants(), parent.subgraphs()) if parent is not None else ({}, frozenset())
+        self.rounding = Rounding(self.images.moments, *known)
         self.guard = self._make_guard(golden_NHWC)
         self.judged: list[_Judged] = []
         self.cannot_simulate = False
@@ -207,68 +206,12 @@ class _Int8Maker:
             hint="ship fp32 or fp16 (--precision), or allow more: --max-old-drop",
         )
 
-    def _measure(self) -> Measured | None:
-        """The extremes on the step's own images, or None where no range is wanted.
-
-        Raises:
-            ExportError: no image shows anything, or the ranges cannot be measured.
-        """
-        if self.request.ranges == "weights-only" or self.calibration is None:
-            return None
-        shows_something = False
-
-        def images() -> Iterator[NDArray[np.uint8]]:
-            nonlocal shows_something
-            for image_HWC in self._read(self.calibration.ids if self.calibration else ()):
-                shows_something = shows_something or bool((image_HWC != image_HWC[0, 0]).any())
-                yield image_HWC[np.newaxis]
-
-        measured = collect_extremes(
-            self.float_path,
-            images(),
-            image_ids=self.calibration.ids,
-            images_sha256=self.calibration.images_sha256,
-            step=self.subject.step.name,
-            progress=self.subject.progress,
-        )
-        if not shows_something:
-            raise ExportError(
-                "every calibration image is of one colour: ranges from them would clip what a photograph excites",
-                found=f"{len(self.calibration.ids)} images, {self.calibration.ids[0]!r} the first of them",
-                expected="images of this step",
-                hint="look at the images, or export --ranges weights-only, which needs none",
-            )
-        return measured
-
-    def _moments(self, nodes: Collection[str]) -> dict[str, Moments]:
-        """What these layers read on the step's own images; collected when an attempt first asks for a layer."""
-        if self.request.rounding == "nearest" or self.measured is None:
-            return {}
-        image_ids = self.measured.image_ids
-        self.moments |= collect_moments(
-            self.float_path,
-            (image_HWC[np.newaxis] for image_HWC in self._read(image_ids)),
-            [name for name in nodes if name not in self.moments],
-            count=len(image_ids),
-            progress=self.subject.progress,
-        )
-        self.subject.progress("rounding the weights", 0.0)
-        return self.moments
-
-    def _read(self, image_ids: Iterable[str]) -> Iterator[NDArray[np.uint8]]:
-        """Images of the step at the input size, uint8, H x W x 3."""
-        if self.calibration is not None:
-            spec = self.subject.model.spec
-            for image_id in image_ids:
-                image_HWC = self.calibration.read(image_id)
-                yield resize_image(image_HWC, spec.input_height_px, spec.input_width_px)
-
     def _make_guard(self, golden_NHWC: NDArray[np.uint8]) -> Guard:
         subject = self.subject
         old = tuple(range(subject.old_count))
         at_hand = spread(self.calibration.at_hand, GUARD_IMAGES) if self.calibration else ()
         sets = [
-            GuardSet(AT_HAND, lambda: ((image_HWC, None) for image_HWC in self._read(at_hand)), old),
+            GuardSet(AT_HAND, lambda: ((image_HWC, None) for image_HWC in self.images.read(at_hand)), old),
             GuardSet(GOLDEN, lambda: ((image_HWC, None) for image_HWC in golden_NHWC), old),
         ]
         if subject.evaluation is not None:
@@ -295,7 +238,7 @@ class _Int8Maker:
             yield first
             if self._parent_ranges() is not None:
                 union = self._with_ranges("union", "minmax")
-                if _limits(union.ranges) != _limits(first.ranges):
+                if asked == "new-only" or _limits(union.ranges) != _limits(first.ranges):
                     yield union
             best = min(reversed(self.judged), key=lambda item: item.drop or 0.0)  # of equals, what clips less
             sqnr = self._sqnr(best.path)
@@ -353,10 +296,8 @@ class _Int8Maker:
     def _record(self, result: _Judged) -> AttemptRecord:
         limit, drop = self.request.max_old_drop_points, result.drop
         taken = limit is None or drop is None or drop <= limit
-        if drop is None and self.guard.has_reference:
-            reason = "no old class is on the images in a measurable share"
-        elif drop is None:
-            reason = "nothing to compare with: no int8 model of the parent in this runtime, and no labelled images"
+        if drop is None:
+            reason = self._why_nothing_counted()
         else:
             worst_row = max((row for row in result.rows if row.images != GOLDEN), key=lambda row: row.drop_points)
             reason = f"{drop:+.2f} points against fp32 on {worst_row.images}, {worst_row.runtime}"
@@ -370,10 +311,17 @@ class _Int8Maker:
             reason=reason,
         )
 
+    def _why_nothing_counted(self) -> str:
+        if not self.guard.has_reference:
+            return "nothing to compare with: no int8 model of the parent in this runtime, and no labelled images"
+        if not (self.calibration and self.calibration.at_hand) and self.subject.evaluation is None:
+            return "no image at hand to compare on, and no labelled images"
+        return "no old class is on the images in a measurable share"
+
     def _sqnr(self, int8_path: Path) -> tuple[SqnrRow, ...]:
         self.subject.progress("measuring the quantization noise", 0.0)
         ids = self.calibration.ids[:SQNR_IMAGES] if self.calibration else ()
-        rows = measure_sqnr(self.float_path, int8_path, (image[np.newaxis] for image in self._read(ids)))
+        rows = measure_sqnr(self.float_path, int8_path, (image[np.newaxis] for image in self.images.read(ids)))
         self.subject.progress("measuring the quantization noise", 1.0)
         return rows
 

@@ -261,7 +261,7 @@ def _with_delta(
         return int8.record
     subject.progress("comparing with the parent's bundle", 0.0)
     tensor = None
-    if int8.ranges is not None and int8.calibration.method is not None:
+    if int8.ranges is not None and int8.calibration.method is not None and parent.has_int8_ranges():
         tensor = last_carried_encoder_tensor(int8.ranges)
     rows: list[DeltaRow] = []
     for entry in entries:

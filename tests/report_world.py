@@ -26,7 +26,7 @@ NEW = "boat"
 HOSTILE = "<script>alert(1)</script>"
 INT8 = Int8Record(
     asked="carry", taken="carry", max_old_drop_points=1.0, attempts=(), carried=3, merged=0, measured=1,
-    silent_channels={}, worst_sqnr=(),
+    silent_channels={}, worst_sqnr=(), sqnr_db={},
     delta=(DeltaRow("onnxruntime", 40000, 9000, 30000, 0, True),),
 )  # fmt: skip
 

@@ -200,7 +200,7 @@ def test_an_edited_manifest_is_refused(path: tuple[str | int, ...], value: objec
 
 
 @pytest.mark.parametrize(
-    "change", [{"format_version": 2}, {"format_version": "3"}, {"format_version": 4}, {"format": "x"}]
+    "change", [{"format_version": 3}, {"format_version": "4"}, {"format_version": 5}, {"format": "x"}]
 )
 def test_another_format_or_version_is_refused_before_anything_else_is_read(
     change: dict[str, object], folder: Path
@@ -208,7 +208,7 @@ def test_another_format_or_version_is_refused_before_anything_else_is_read(
     content = json.loads((folder / MANIFEST_NAME).read_bytes()) | change | {"a field of the future": 1}
     with pytest.raises(BundleError, match="a format that this version does not read") as raised:
         parse_manifest(json.dumps(content).encode())
-    assert raised.value.expected == "'edge-ilseg-bundle' version 3"
+    assert raised.value.expected == "'edge-ilseg-bundle' version 4"
 
 
 def test_an_unknown_field_is_refused_and_named(folder: Path) -> None:

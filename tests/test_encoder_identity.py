@@ -49,6 +49,7 @@ def record(taken: Attempted) -> Int8Record:
         measured=0,
         silent_channels={},
         worst_sqnr=(),
+        sqnr_db={},
         delta=(),
     )
 

@@ -223,7 +223,7 @@ def test_progress_names_the_model_and_the_images() -> None:
 
 
 def row(images: GuardImages, drop: float) -> GuardRow:
-    return GuardRow("openvino", images, 4, 0.9, 0.9 - drop / 100, drop, "cat", drop)
+    return GuardRow("openvino", images, 4, 0.9, 0.9 - drop / 100, drop, "cat", drop, {"cat": (0.9, 0.9 - drop / 100)})
 
 
 def test_the_highest_drop_counts_and_golden_images_never_do() -> None:

@@ -25,6 +25,7 @@ from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.errors import ExportError, MissingPackageError
 from edge_ilseg.export import int8 as int8_module
+from edge_ilseg.export import step_images
 from edge_ilseg.export.executed import executed_convolutions
 from edge_ilseg.export.float_onnx import write_float_onnx
 from edge_ilseg.export.golden import golden_scenes
@@ -356,7 +357,7 @@ def test_what_layers_read_is_looked_at_once_and_only_where_weights_are_to_be_fit
         asked.append(set(nodes))
         return collect_moments(path, images, nodes, **settings)
 
-    monkeypatch.setattr(int8_module, "collect_moments", note)
+    monkeypatch.setattr(step_images, "collect_moments", note)
     with pytest.raises(ExportError, match="whatever was tried"):
         make(1, parent, images=NEW_IMAGES, max_old_drop_points=IMPOSSIBLE)
     asked = [nodes for nodes in asked if nodes]

@@ -8,7 +8,15 @@ import pytest
 
 from edge_ilseg.config import StepConfig
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.methods import METHODS, SWITCHES, TERM_NAMES, check_terms_can_move, fit_method, resolve_method
+from edge_ilseg.methods import (
+    METHODS,
+    SWITCHES,
+    TERM_NAMES,
+    check_switches_act,
+    check_terms_can_move,
+    fit_method,
+    resolve_method,
+)
 
 
 def test_fine_tuning_freezes_nothing_and_distils_nothing() -> None:
@@ -87,14 +95,16 @@ def test_a_switch_that_makes_no_sense_is_refused(switch: dict[str, object]) -> N
     ],
 )
 def test_a_switch_that_changes_nothing_is_refused(name: str, switch: dict[str, object], lacking: str) -> None:
+    method = resolve_method(name, **switch)
     with pytest.raises(ConfigError, match=rf"changes nothing here(.|\n)*without [^\n]*{lacking}"):
-        resolve_method(name, **switch)
+        check_switches_act(method, switch)
 
 
 def test_a_switch_of_a_term_that_is_added_by_hand_acts() -> None:
     method = resolve_method("finetune", losses={"kd_output": 1.0}, kd_temperature=2.0)
-    assert (method.losses, method.kd_temperature) == ({"kd_output": 1.0}, 2.0)
-    assert resolve_method("kd-similarity", similarity_pooling="branches").similarity_pooling == "branches"
+    check_switches_act(method, ["kd_temperature"])
+    check_switches_act(resolve_method("kd-similarity", similarity_pooling="branches"), ["similarity_pooling"])
+    check_switches_act(resolve_method("finetune"), ["iterations"])
 
 
 def test_a_start_of_the_head_that_needs_a_background_is_refused_without_one() -> None:

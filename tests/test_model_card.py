@@ -89,7 +89,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     plain = write_bundle(folder, GROWN, step_id="b" * 64, parent_id="a" * 64, models=models)  # type: ignore[arg-type]
     fp32, int8 = plain.models
     calibration = CalibrationEntry("minmax", "carry", ("1", "2", "3"), "c" * 64, True, "fitted", None, ())
-    row = GuardRow("onnxruntime", "images at hand", 9, 0.8, 0.79, 1.25, "grass", 2.5)
+    row = GuardRow("onnxruntime", "images at hand", 9, 0.8, 0.79, 1.25, "grass", 2.5, {"grass": (0.8, 0.775)})
     record = Int8Record(
         asked="carry",
         taken="union",
@@ -100,6 +100,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         measured=7,
         silent_channels={"a": 2},
         worst_sqnr=(),
+        sqnr_db={},
         delta=(DeltaRow("onnxruntime", 2048, 512, 0, 0, None),),
     )
     return msgspec.structs.replace(

@@ -22,6 +22,7 @@ from edge_ilseg.errors import DataError, ExportError, ParityError
 from edge_ilseg.export.package import CalibrationImages, ExportRequest, ParentBundle, export_bundle
 from edge_ilseg.export.parent import load_parent
 from edge_ilseg.export.request import LabelledImage
+from edge_ilseg.int8_notes import unmeasured
 from edge_ilseg.models.segmentation import SegmentationModel
 
 IMAGES = dict(zip(("a", "b", "c"), random_images(3, height_px=72, width_px=80), strict=True))
@@ -192,6 +193,14 @@ def test_the_record_says_what_int8_costs_and_how_much_of_it_is_new(bundle: Path)
     counted = [row.drop_points for row in attempt.rows if row.images != "golden images"]
     assert attempt.max_drop_points == max(counted) <= 2.0
     assert len(record.worst_sqnr) == 10
+    assert len(record.sqnr_db) > 20
+    assert [record.sqnr_db[row.tensor] for row in record.worst_sqnr] == [row.sqnr_db for row in record.worst_sqnr]
+    assert record.worst_sqnr[0].sqnr_db == min(value for value in record.sqnr_db.values() if value is not None)
+    for row in (row for attempt in record.attempts for row in attempt.rows):
+        fp32, int8 = np.mean(list(row.class_iou.values()), axis=0)
+        assert (fp32, int8) == pytest.approx((row.fp32, row.int8))
+        before, after = row.class_iou[row.worst_class]
+        assert 100 * (before - after) == pytest.approx(row.worst_class_drop_points)
     assert sorted(row.runtime for row in record.delta) == ["onnxruntime", "openvino"]
     for row in record.delta:
         assert (row.encoder_changed_bytes, row.encoder_output_identical) == (0, True)
@@ -331,10 +340,11 @@ def test_after_weights_alone_were_taken_the_next_step_still_finds_ranges(parent:
     found = load_parent(tmp_path / "out", following)
     assert found.ranges is not None
     assert found.ranges.step == STEP.name
-    without_limit = msgspec.structs.replace(ONNX_INT8, max_old_drop_points=None)
+    without_limit = msgspec.structs.replace(request, max_old_drop_points=None)
     manifest = export(tmp_path / "next", without_limit, step=following, parent=found)
     assert manifest.int8 is not None
     assert (manifest.int8.taken, manifest.int8.measured) == ("carry", 0)
+    assert [row.encoder_output_identical for row in manifest.int8.delta] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -392,6 +402,20 @@ def test_the_bundle_holds_the_attempt_that_was_taken(parent: ParentBundle, tmp_p
         assert row.encoder_output_identical is None
     for stage in manifest.parity:
         assert stage.agreement > 0.7, stage.stage
+
+
+def test_a_cost_that_was_not_measured_is_told_for_each_runtime(bundle: Path, parent: ParentBundle) -> None:
+    base, child = parent.manifest, read_manifest(bundle)
+    assert base.int8 is not None
+    assert child.int8 is not None
+    (warning,) = unmeasured(base, base.int8)
+    assert "in onnxruntime, openvino was not measured (nothing to compare with" in warning
+    assert unmeasured(child, child.int8) == []
+    (attempt,) = child.int8.attempts
+    rows = tuple(row for row in attempt.rows if row.runtime == "onnxruntime" or row.images == "golden images")
+    half = msgspec.structs.replace(child.int8, attempts=(msgspec.structs.replace(attempt, rows=rows),))
+    (warning,) = unmeasured(child, half)
+    assert "in openvino was not measured (the parent has no int8 model for it)" in warning
 
 
 def test_weights_alone_need_no_image_no_parent_and_no_ranges(tmp_path: Path) -> None:

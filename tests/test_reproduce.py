@@ -11,7 +11,7 @@ from voc_folder import write_voc
 
 from edge_ilseg.cli import run
 from edge_ilseg.errors import ConfigError
-from edge_ilseg.reproduce import METHODS, PUBLISHED, comparison_rows, plan_reproduction
+from edge_ilseg.reproduce import PAPERS_METHODS, PUBLISHED, comparison_rows, plan_reproduction
 from edge_ilseg.workspace import open_workspace
 
 
@@ -48,7 +48,7 @@ def test_published_rows_are_means_over_all_classes_of_their_parts() -> None:
 def test_our_rows_stand_beside_the_published_ones() -> None:
     ours = results(*CHAINS)  # method freeze: old 50 ± 14.1, new 30 ± 0, all 45 ± 7.1
     rows = {row[0]: row[1:] for row in comparison_rows("voc-19+1", ours)}
-    assert list(rows) == [*METHODS, "joint"]
+    assert list(rows) == [*PAPERS_METHODS, "joint"]
     assert rows["freeze"] == ("50.0 ± 14.1", "30.0 ± 0.0", "45.0 ± 7.1", "71.9", "43.3", "70.5")
     assert rows["joint"] == ("-", "-", "-", "73.7", "70.5", "73.6")
 
@@ -80,7 +80,7 @@ def test_the_whole_path_runs_on_a_small_network(voc: Path, tmp_path: Path, capsy
     text = capsys.readouterr().out
     assert "published old" in text
     assert "freeze+kd-output" in text
-    assert "| freeze+kd-output |" in (tmp_path / "run" / "results.md").read_text().partition("Beside the published")[2]
+    assert "| freeze+kd-output |" in (tmp_path / "run" / "published.md").read_text()
     assert run([*command, *few, "--methods", "finetune", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["published"]["finetune"] == {"old": 47.8, "new": 33.0, "all": 44.2}

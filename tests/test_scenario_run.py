@@ -17,9 +17,8 @@ import torch
 
 from edge_ilseg.checkpoint import load_model, read_record
 from edge_ilseg.cli import run
-from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig, step_method
+from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
 from edge_ilseg.errors import ClassNameError, ConfigError, NotFiniteError, WorkspaceError
-from edge_ilseg.methods import METHODS
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.scenario_results import read_results
 from edge_ilseg.scenario_run import ScenarioPlan, fix_plan, joint_folder, plan_scenario, read_plan, run_scenario
@@ -180,50 +179,6 @@ def test_an_unknown_method_is_found_before_anything_is_trained(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("method", "config", "message"),
-    [
-        (
-            "analytic",
-            msgspec.structs.replace(CONFIG, model=msgspec.structs.replace(SPEC, head="deeplab_v2")),
-            "no closed",
-        ),
-        (
-            "analytic",
-            msgspec.structs.replace(CONFIG, step=msgspec.structs.replace(CONFIG.step, statistics=False)),
-            "leave statistics at true",
-        ),
-        (
-            "kd-similarity",
-            msgspec.structs.replace(CONFIG, step=msgspec.structs.replace(CONFIG.step, batch_size=1)),
-            "raise --batch-size",
-        ),
-    ],
-)
-def test_a_method_that_cannot_work_here_is_found_before_anything_is_trained(
-    tmp_path: Path, method: str, config: Config, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        run_scenario(tmp_path / "run", make_plan(config=config), ("finetune", method), (0,), accelerator="cpu")
-    assert not (tmp_path / "run").exists()
-
-
-def test_each_method_is_its_preset_whatever_the_settings_of_a_step_add() -> None:
-    step = msgspec.structs.replace(
-        CONFIG.step, losses={"kd_output": 3.0}, freeze="stem", kd_temperature=2.0, momentum=0.5
-    )
-    plan = make_plan(config=msgspec.structs.replace(CONFIG, step=step))
-    settings = plan.step_settings(1, "finetune", 4)
-    assert step_method(settings) == METHODS["finetune"]
-    assert (settings.momentum, settings.seed, settings.iterations) == (0.5, 4, 3)
-
-
-@pytest.mark.parametrize("scenario", ["8", "8x1"])
-def test_a_scenario_without_an_increment_is_refused(scenario: str) -> None:
-    with pytest.raises(ConfigError, match=r"a scenario has a step that adds classes(.|\n)*edge-ilseg train"):
-        make_plan(scenario, iterations_per_class=2)
-
-
 COMMAND = [
     "shapes:6+1x2",
     "--backbone",
@@ -253,18 +208,6 @@ def test_the_command_prints_the_tables_and_goes_on(tmp_path: Path, capsys: pytes
     assert (tmp_path / "run" / "results.md").read_text().count("| balanced |") == 6
     assert run(["scenario", "show", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == results
-
-
-def test_all_methods_are_those_that_can_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is trained: the folder holds another run."""
-    other = make_plan("6+2")
-    fix_plan(tmp_path / "run", other)
-    out = ["--out", str(tmp_path / "run"), "--methods", "all", "--head", "deeplab_v2"]
-    assert run(["scenario", "run", *COMMAND, *out]) == 3
-    text = capsys.readouterr().err
-    assert "left out: analytic: this head has no closed form" in text
-    assert text.count("left out") == 1
-    assert "the folder holds a run of another scenario" in text
 
 
 def test_settings_can_come_from_a_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Collect what an analytic step goes on from, for a step that has none.",
     ),
     "scenario": ("edge_ilseg.cli.scenario", "scenario", "Compare methods over whole scenarios and several seeds."),
-    "reproduce": ("edge_ilseg.cli.scenario", "reproduce", "Run a published experiment on VOC 2012 beside its results."),
+    "reproduce": (
+        "edge_ilseg.cli.reproduce",
+        "reproduce",
+        "Run a published experiment on VOC beside its results.",
+    ),
     "steps": ("edge_ilseg.cli.workspace", "steps", "List the steps of a workspace."),
     "export": ("edge_ilseg.cli.export", "export", "Make a bundle: ONNX and OpenVINO, fp32, fp16 and int8."),
     "verify": ("edge_ilseg.cli.verify", "verify", "Judge a bundle on this device, without torch."),

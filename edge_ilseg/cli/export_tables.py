@@ -7,6 +7,7 @@ from rich.table import Table
 
 from edge_ilseg.bundle import Manifest
 from edge_ilseg.cli.tables import percent, print_table
+from edge_ilseg.int8_notes import unmeasured
 from edge_ilseg.int8_record import Int8Record
 
 
@@ -135,9 +136,7 @@ def int8_notes(manifest: Manifest, record: Int8Record) -> list[str]:
     if record.taken != record.asked:
         reasons = "; ".join(f"{item.attempt}: {item.reason}" for item in record.attempts if item.verdict == "refused")
         notes.append(f"warning: {record.asked} costs the old classes too much ({reasons}), so {record.taken} was taken")
-    taken = record.attempts[-1]
-    if taken.max_drop_points is None and record.max_old_drop_points is not None:
-        notes.append(f"warning: what int8 costs was not measured ({taken.reason})")
+    notes += unmeasured(manifest, record)
     silent = sum(record.silent_channels.values())
     if silent:
         notes.append(

@@ -1,8 +1,8 @@
-"""`edge-ilseg scenario run`, `edge-ilseg scenario show` and `edge-ilseg reproduce`."""
+"""`edge-ilseg scenario run` and `edge-ilseg scenario show`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,13 @@ import click
 
 from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.cli.options import names, parse_data_options, parse_size
+from edge_ilseg.cli.scenario_tables import show_results
 from edge_ilseg.errors import ConfigError, check_extra
-from edge_ilseg.methods import METHODS
+from edge_ilseg.methods import METHODS, resolve_method
 from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 
 if TYPE_CHECKING:
     from edge_ilseg.config import Config, DataConfig
-    from edge_ilseg.reproduce import Published
-    from edge_ilseg.scenario_results import ScenarioResults
     from edge_ilseg.scenario_run import ScenarioPlan
 
 DEFAULT_ORDER = {"msrc": "frequency"}
@@ -26,11 +25,10 @@ DEFAULT_ORDER = {"msrc": "frequency"}
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say which network, and how it is trained."""
+    like = "Take the settings of this workspace, but for what changes a method."
     for option in reversed(
         (
-            click.option(
-                "--like", type=click.Path(file_okay=False, path_type=Path), help="Take the settings of this workspace."
-            ),
+            click.option("--like", type=click.Path(file_okay=False, path_type=Path), help=like),
             click.option("--backbone", help="As of init."),
             click.option("--head", help="As of init."),
             click.option("--size", metavar="WxH", help="The model's input in pixels."),
@@ -121,7 +119,7 @@ def run(
     from edge_ilseg.config import override
     from edge_ilseg.pipeline import TRAINING_MODULES
     from edge_ilseg.scenario_results import read_results
-    from edge_ilseg.scenario_run import plan_scenario, run_scenario
+    from edge_ilseg.scenario_run import plan_scenario, run_scenario, without_changes
 
     kind, text = _parse_source(source)
     config = _like(like, kind) if like else _default_config(kind)
@@ -134,7 +132,11 @@ def run(
         options={**config.data.options, **parse_data_options(kind, dataset_options, "--option")},
     )
     config = _override_settings(config, data, **settings)
-    chosen = names(method_names)
+    if without_changes(config.step) != config.step:
+        click.echo("losses, switches and freeze of [step] are left out: each method is its preset", err=True)
+    chosen = () if method_names == "all" else names(method_names)
+    for name in chosen:
+        resolve_method(name)
     check_extra("train", TRAINING_MODULES, "training")
     folder = out or Path(f"scenario-{kind}-{text}")
     order = class_order or DEFAULT_ORDER.get(kind, "listed")
@@ -153,14 +155,14 @@ def run(
             folder,
             plan,
             chosen,
-            _parse_seeds(seeds),
+            parse_seeds(seeds),
             joint=joint,
             accelerator=accelerator,
             workers=workers,
             jobs=jobs,
             progress=progress,
         )
-    _show(read_results(folder), folder, as_json)
+    show_results(read_results(folder), folder, as_json)
 
 
 @scenario.command()
@@ -184,99 +186,7 @@ def show(parts: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     results = merge_results([(part, load_results(part)) for part in parts])
     if out is None and len(parts) == 1 and parts[0].is_dir():
         (out,) = parts
-    _show(results, out, as_json)
-
-
-@click.command()
-@click.argument("experiment", metavar="voc-19+1|voc-15+5|voc-15+1x5|voc-10+10|voc-10+1x10|voc-10+5+5")
-@click.option("--root", type=click.Path(path_type=Path), required=True, help="VOC 2012, with SegmentationClassAug.")
-@click.option("--weights", required=True, help="File with ResNet-101's ImageNet weights (the usual keys), or none.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [reproduce-NAME]")
-@click.option("--methods", "method_names", metavar="A,B,...", help="Those that the paper has a row for, if left out.")
-@click.option("--seeds", default="1", show_default=True, metavar="N or A,B,...")
-@click.option("--joint/--no-joint", default=True, show_default=True, help="Train the upper bound, too.")
-@click.option("--iterations-per-class", type=int, default=1000, show_default=True, help="The paper's; fewer to try.")
-@click.option("--batch-size", type=int, default=4, show_default=True, help="The paper's.")
-@click.option("--backbone", default="resnet101", show_default=True, help="The paper's; a smaller one to try.")
-@click.option("--size", default="321x321", show_default=True, metavar="WxH", help="The paper's crop.")
-@process_options
-@json_option
-def reproduce(
-    experiment: str,
-    root: Path,
-    weights: str,
-    out: Path | None,
-    method_names: str | None,
-    seeds: str,
-    joint: bool,
-    iterations_per_class: int,
-    batch_size: int,
-    backbone: str,
-    size: str,
-    accelerator: str,
-    workers: int,
-    jobs: int,
-    as_json: bool,
-) -> None:
-    """Run an experiment of arXiv 1907.13372 on VOC 2012 as published, and print the paper's row beside ours.
-
-    DeepLab v2 on ResNet-101 at output stride 8, crops of 321, batch 4, 1000 iterations for each class, batch norm in
-    eval mode, scored on whole images. Hours on a GPU; it goes on after a kill.
-
-    \b
-    edge-ilseg reproduce voc-19+1 --root VOCdevkit --weights resnet101.pth
-    """
-    from edge_ilseg.cli.progress_bar import progress_bar
-    from edge_ilseg.config import override
-    from edge_ilseg.pipeline import TRAINING_MODULES
-    from edge_ilseg.reproduce import (
-        COMPARISON_HEADER,
-        MODEL,
-        PUBLISHED,
-        check_experiment,
-        comparison_rows,
-        plan_reproduction,
-    )
-    from edge_ilseg.reproduce import METHODS as PAPERS_METHODS
-    from edge_ilseg.scenario_results import add_table, read_results
-    from edge_ilseg.scenario_run import JOINT, run_scenario
-
-    check_experiment(experiment)
-    check_extra("train", TRAINING_MODULES, "training")
-    width_px, height_px = parse_size(size)
-    model = override(MODEL, backbone=backbone, input_width_px=width_px, input_height_px=height_px)
-    rows = tuple(name for name in PUBLISHED[experiment] if name != JOINT) or PAPERS_METHODS
-    folder = out or Path(f"reproduce-{experiment}")
-    with progress_bar(experiment) as progress:
-        plan = plan_reproduction(
-            experiment,
-            root,
-            weights if weights == "none" else str(Path(weights).resolve()),
-            model=model,
-            iterations_per_class=iterations_per_class,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        run_scenario(
-            folder,
-            plan,
-            names(method_names) or rows,
-            _parse_seeds(seeds),
-            joint=joint,
-            accelerator=accelerator,
-            workers=workers,
-            jobs=jobs,
-            progress=progress,
-        )
-    results = read_results(folder)
-    _show(results, folder, as_json, PUBLISHED[experiment])
-    beside = comparison_rows(experiment, results)
-    if not beside:
-        click.echo("no published row of this experiment is at hand: the table above is ours alone", err=True)
-        return
-    add_table(folder / "results.md", "Beside the published rows", COMPARISON_HEADER, beside)
-    if not as_json:
-        _print_rows("beside the published rows", COMPARISON_HEADER, beside)
+    show_results(results, out, as_json)
 
 
 def _parse_source(source: str) -> tuple[str, str]:
@@ -294,7 +204,7 @@ def _parse_source(source: str) -> tuple[str, str]:
     return kind, text
 
 
-def _parse_seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
     parts = names(text)
     if not parts or not all(part.isdecimal() for part in parts):
         raise ConfigError(
@@ -311,14 +221,17 @@ def _all_that_work(plan: ScenarioPlan) -> tuple[str, ...]:
     """Names of all methods that can work here; says why of the others."""
     from edge_ilseg.scenario_run import check_works
 
-    chosen = []
+    chosen, reasons = [], []
     for name in METHODS:
         try:
             check_works(plan, name)
         except ConfigError as error:
-            click.echo(f"left out: {name}: {error.what}", err=True)
+            reasons.append(error)
+            click.echo(f"left out: {name}: {error.one_line()}", err=True)
         else:
             chosen.append(name)
+    if not chosen:
+        raise reasons[-1]
     return tuple(chosen)
 
 
@@ -364,59 +277,3 @@ def _override_settings(
         train=override(config.train, iterations=iterations, batch_size=batch_size),
         step=override(config.step, iterations=step_iterations, batch_size=batch_size),
     )
-
-
-def _show(
-    results: ScenarioResults, out: Path | None, as_json: bool, published: Mapping[str, Published] | None = None
-) -> None:
-    """Write results into a folder, if one is given, and print them; `published` rows are in what is printed as JSON."""
-    import msgspec
-
-    from edge_ilseg.files import write_bytes
-    from edge_ilseg.scenario_results import (
-        STEP_TABLES,
-        SUMMARY_HEADER,
-        class_rows,
-        describe,
-        markdown,
-        step_rows,
-        summary_rows,
-    )
-
-    encoded = msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / "results.json", encoded)
-        write_bytes(out / "results.md", markdown(results).encode())
-    if as_json:
-        if published is not None:
-            both = {**msgspec.to_builtins(results), "published": msgspec.to_builtins(published)}
-            encoded = msgspec.json.format(msgspec.json.encode(both), indent=1) + b"\n"
-        click.echo(encoded.decode(), nl=False)
-        return
-    click.echo(describe(results))
-    tables = (
-        ("after the last step", SUMMARY_HEADER, summary_rows(results)),
-        *((title, *step_rows(results, score)) for title, score in STEP_TABLES.items()),
-        ("IoU of each class after the last step", *class_rows(results, "iou")),
-        ("forgetting of each class, points", *class_rows(results, "forgetting")),
-    )
-    for title, header, rows in tables:
-        _print_rows(title, header, rows)
-    if results.unfinished:
-        click.echo(f"not finished, and left out: {'; '.join(results.unfinished)}")
-    if out is not None:
-        click.echo(f"written: {out / 'results.json'}, {out / 'results.md'}")
-
-
-def _print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    from edge_ilseg.cli.tables import print_table
-
-    table = Table(title=title)
-    for number, column in enumerate(header):
-        table.add_column(column, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    print_table(table)

@@ -109,14 +109,16 @@ def step(
     edge-ilseg step work --add-classes boat --data folder:DATA/boats --loss kd_output=2 --set kd_temperature=2
     """
     from edge_ilseg.cli.progress_bar import progress_bar
-    from edge_ilseg.config import override
+    from edge_ilseg.config import override, step_method
+    from edge_ilseg.methods import check_switches_act
     from edge_ilseg.planning import plan_step
     from edge_ilseg.workspace import open_workspace
 
     _check_training()
     opened = open_workspace(workspace)
+    by_hand = parse_settings(opened.config.step, setting_items)
     settings = override(
-        override(opened.config.step, **parse_settings(opened.config.step, setting_items)),
+        override(opened.config.step, **by_hand),
         method=method,
         freeze=freeze,
         losses={**opened.config.step.losses, **_parse_losses(losses)},
@@ -125,6 +127,7 @@ def step(
         learning_rate=learning_rate,
         seed=seed,
     )
+    check_switches_act(step_method(settings), by_hand)
     data = data_config(opened.config.data, data_text, train_split, eval_split, data_option_items)
     with progress_bar("step") as progress:
         plan = plan_step(

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Runtime
+from edge_ilseg.int8_notes import unmeasured
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.report.markdown import Yaml, table, text, yaml_lines
 from edge_ilseg.report.page import DASH, percent, points, short_id, size
@@ -190,6 +191,9 @@ def _int8(manifest: Manifest) -> Iterator[str]:
         f"Weights have {'7 bits, depthwise ones 8' if True in bits else '8 bits'}"
         f"{', fitted to what each layer reads' if fitted else ''}."
     )
+    for sentence in unmeasured(manifest, record):
+        yield ""
+        yield sentence[:1].upper() + sentence[1:] + "."
     rows = []
     for attempt in record.attempts:
         for row in attempt.rows:
