@@ -283,11 +283,23 @@ def describe(results: ScenarioResults) -> str:
     )
 
 
+def remarks(results: ScenarioResults) -> list[str]:
+    """What a reader of the means must know: rows of fewer seeds than others, and what is in none."""
+    seeds = {seed for item in results.summaries for seed in item.seeds}
+    fewer = [
+        f"{item.method} ({', '.join(map(str, item.seeds))})" for item in results.summaries if set(item.seeds) != seeds
+    ]
+    found = [f"Of fewer seeds than others: {'; '.join(fewer)}."] if fewer else []
+    if results.unfinished:
+        found.append(f"Not finished, and left out: {'; '.join(results.unfinished)}.")
+    return found
+
+
 def markdown(results: ScenarioResults) -> str:
     """All tables as Markdown."""
     parts = [describe(results), "", *_markdown_table(SUMMARY_HEADER, summary_rows(results))]
-    if results.unfinished:
-        parts += ["", f"Not finished, and left out: {'; '.join(results.unfinished)}."]
+    for sentence in remarks(results):
+        parts += ["", sentence]
     for title, (header, rows) in (
         *((title, step_rows(results, score)) for title, score in STEP_TABLES.items()),
         ("IoU of each class after the last step", class_rows(results, "iou")),

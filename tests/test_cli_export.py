@@ -85,7 +85,8 @@ def test_a_step_is_explained_in_tables_and_plain_words(
     assert "what int8 costs the old classes (at most 2 points)" in text
     for compared in record.attempts[0].rows:
         cells = f"{100 * compared.fp32:.1f} │ {100 * compared.int8:.1f} │ {compared.drop_points:.2f}"
-        assert f"│ carry │ onnxruntime │ {compared.count} {compared.images} │ {cells}" in text
+        images = f"{compared.count} {compared.images} │ {len(compared.class_iou)}"
+        assert f"│ carry │ onnxruntime │ {images} │ {cells}" in text
     assert "most quantization noise" in text
     for worst in record.worst_sqnr:
         assert f"│ {worst.tensor} │ {worst.sqnr_db:.1f} │" in text

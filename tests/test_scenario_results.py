@@ -17,6 +17,7 @@ from edge_ilseg.scenario_results import (
     forgotten,
     markdown,
     percent_spread,
+    remarks,
     spread,
     step_rows,
     summarize,
@@ -119,3 +120,10 @@ def test_markdown_says_what_was_run_and_what_is_missing() -> None:
     assert "the background counts as an old class" in text
     assert "Not finished, and left out: plop, seed 0." in text
     assert "| freeze | 50.0 ± 14.1 |" in text
+    assert "fewer seeds" not in text
+
+
+def test_rows_of_fewer_seeds_than_others_are_named() -> None:
+    other = chain(0, 0.9, (0.5, 0.4), 0.2, method="plop")
+    found = remarks(results(*CHAINS, other, unfinished=("plop, seed 1",)))
+    assert found == ["Of fewer seeds than others: plop (0).", "Not finished, and left out: plop, seed 1."]

@@ -26,6 +26,7 @@ def show_results(
         class_rows,
         describe,
         markdown,
+        remarks,
         step_rows,
         summary_rows,
     )
@@ -50,8 +51,8 @@ def show_results(
     )
     for title, header, rows in tables:
         print_rows(title, header, rows)
-    if results.unfinished:
-        click.echo(f"not finished, and left out: {'; '.join(results.unfinished)}")
+    for sentence in remarks(results):
+        click.echo(sentence)
     if out is not None:
         click.echo(f"written: {out / 'results.json'}, {out / 'results.md'}")
 
