@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import ClassEntry, StepEntry
 from edge_ilseg.checkpoint import FORMAT, FORMAT_VERSION, DataRecord, StepRecord, load_model, write_step
-from edge_ilseg.config import DataConfig, Geometry
+from edge_ilseg.config import DataConfig
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.step_view import count_pixels, image_set_sha256, presence
-from edge_ilseg.errors import DataError, EdgeIlsegError, NotFiniteError, check_extra
+from edge_ilseg.errors import NotFiniteError, check_extra
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.spec import ModelSpec
@@ -32,6 +32,7 @@ from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
 from edge_ilseg.schedule import CHECKPOINT_SECONDS
 from edge_ilseg.step_images import check_step_images
+from edge_ilseg.step_scores import score_plan, score_step, unscored_error
 from edge_ilseg.training_log import TrainingLog, check_tensorboard
 from edge_ilseg.workspace import Workspace
 
@@ -60,6 +61,7 @@ def run_plan(
     max_minutes: float | None = None,
     tuning: str = "usual",
     tensorboard: Path | None = None,
+    parent_is_scored: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: ProgressCallback = no_progress,
 ) -> StepRecord:
@@ -78,6 +80,8 @@ def run_plan(
         max_minutes: of training, at most; where not all iterations fit, fewer are run (`edge_ilseg.schedule`).
         tuning: memory format and threads, as `edge_ilseg.tuning.parse_tuning` reads them.
         tensorboard: folder in which TensorBoard's files get a folder of the step's name.
+        parent_is_scored: the scores in the parent's record are of the images that the step is scored on, as they are
+            now: they are taken, and the parent is not scored again.
         say: told in a sentence when training goes on from a checkpoint or starts anew beside one.
         progress: told what is done.
 
@@ -117,7 +121,8 @@ def run_plan(
     if teacher is not None and plan.method is not None:
         average_with(teacher, model, plan.method.new_share)
     statistics = kept_statistics(workspace, plan, model, run, say, progress)
-    metrics, parent_metrics, unscored = _score_plan(plan, model, teacher, run.accelerator, progress)
+    scored = plan.parent.metrics if plan.parent is not None and parent_is_scored else {}
+    metrics, parent_metrics, unscored = score_plan(plan, model, teacher, scored, run.accelerator, progress)
     if scores := metrics.get(plan.data.eval_split):
         log.score(scores.miou_old, scores.miou_new, scores.miou_all)
     log.close()
@@ -126,7 +131,7 @@ def run_plan(
     record = write_step(folder, record, model, log=log.text(), statistics=statistics)
     keeper.remove()
     if unscored:
-        raise _unscored(plan, unscored) from unscored
+        raise unscored_error(plan, unscored) from unscored
     return record
 
 
@@ -138,15 +143,6 @@ def _with_run(record: StepRecord, run: TrainingRun) -> StepRecord:
         training=msgspec.structs.replace(record.training, iterations=run.iterations),
         accelerator=run.accelerator,
         training_seconds=run.seconds,
-    )
-
-
-def _unscored(plan: StepPlan, error: EdgeIlsegError) -> DataError:
-    return DataError(
-        f"step {plan.name} was trained and written, and could not be scored: {error.what}",
-        where=error.where,
-        found=error.found,
-        hint="mend the data, then: edge-ilseg evaluate",
     )
 
 
@@ -229,56 +225,6 @@ def _data_record(plan: StepPlan) -> DataRecord:
     )
 
 
-def _score_plan(
-    plan: StepPlan,
-    model: SegmentationModel,
-    teacher: SegmentationModel | None,
-    device: str,
-    progress: ProgressCallback,
-) -> tuple[dict[str, Metrics], dict[str, Metrics], EdgeIlsegError | None]:
-    """Score the new model and its parent on the evaluation split; an error must not cost the trained model."""
-    split, dataset, geometry = plan.data.eval_split, plan.view.dataset, plan.settings.geometry
-    metrics: dict[str, Metrics] = {}
-    parent_metrics: dict[str, Metrics] = {}
-    try:
-        if split:
-            metrics[split] = _score(model.to(device), plan, dataset, split, geometry, progress)
-        if split and teacher is not None and plan.parent is not None and _shows_old_classes(plan):
-            parent_metrics[split] = _score(teacher.to(device), plan.parent, dataset, split, geometry, progress)
-    except EdgeIlsegError as error:
-        return {}, {}, error
-    return metrics, parent_metrics, None
-
-
-def _shows_old_classes(plan: StepPlan) -> bool:
-    """Whether the images have a class that the parent knows: new ones from another place may be labelled alone."""
-    old = set(plan.class_names[: plan.old_count]) - {plan.background}
-    return not old.isdisjoint(plan.view.dataset.info.classes)
-
-
-def _score(
-    model: SegmentationModel,
-    step: StepPlan | StepRecord,
-    dataset: Dataset,
-    split: str,
-    geometry: Geometry,
-    progress: ProgressCallback,
-) -> Metrics:
-    """Score a step's network on a split of a data set."""
-    from edge_ilseg.evaluate import evaluate_model
-
-    return evaluate_model(
-        model,
-        dataset,
-        dataset.ids(split),
-        step.class_names,
-        old_count=step.old_count,
-        background=step.background,
-        geometry=geometry,
-        progress=progress,
-    )
-
-
 def evaluate_step(
     workspace: Workspace,
     record: StepRecord,
@@ -295,7 +241,7 @@ def evaluate_step(
     check_extra("train", TRAINING_MODULES, "evaluation of a step")
     model = load_model(workspace.step_folder(record.name), record)
     data = data or workspace.config.data
-    return _score(model, record, open_data(data), split or data.eval_split, record.training.geometry, progress)
+    return score_step(model, record, open_data(data), split or data.eval_split, record.training.geometry, progress)
 
 
 def export_step(

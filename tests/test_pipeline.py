@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,6 +169,16 @@ def test_a_step_is_scored_beside_its_parent_on_the_same_images(workspace: Worksp
     record = step(workspace, "star")
     assert record.parent_metrics == base.metrics
     assert set(record.parent_metrics["val"].iou) == set(base.class_names)
+
+
+def test_a_parent_that_was_scored_on_the_same_images_is_not_scored_again(workspace: Workspace) -> None:
+    plan = plan_step(workspace, ["star"], CONFIG.step)
+    assert plan.parent is not None
+    marked = msgspec.structs.replace(plan.parent.metrics["val"], miou_all=0.123)
+    plan = replace(plan, parent=msgspec.structs.replace(plan.parent, metrics={"val": marked}))
+    record = run_plan(workspace, plan, accelerator="cpu", parent_is_scored=True)
+    assert record.parent_metrics == {"val": marked}
+    assert record.metrics["val"].images == 6
 
 
 def test_an_evaluation_split_that_is_not_there_is_found_before_training(workspace: Workspace) -> None:
