@@ -48,7 +48,8 @@ from edge_ilseg.images import resize_image, resize_mask
 from edge_ilseg.int8_record import RangesMethod, RangesPolicy
 from edge_ilseg.metrics import confusion_matrix, score
 from edge_ilseg.scenario import evaluation_lookup
-from edge_ilseg.scenario_run import ScenarioPlan, read_plan, seed_folder
+from edge_ilseg.scenario_plan import ScenarioPlan, read_plan
+from edge_ilseg.scenario_run import seed_folder
 from edge_ilseg.workspace import open_workspace
 
 OLD_IMAGES, NNCF, WEIGHTS_ONLY, NEW_ONLY = "old-images", "nncf", "weights-only", "new-only"

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from edge_ilseg.analytic import collect_statistics, feature_count, fit_head, has_closed_form, install_head
 from edge_ilseg.checkpoint import StepRecord, load_model
 from edge_ilseg.config import DataConfig
@@ -30,7 +32,8 @@ from edge_ilseg.feature_statistics import (
 )
 from edge_ilseg.files import write_bytes
 from edge_ilseg.models.freezing import trunk_sha256
-from edge_ilseg.models.segmentation import SegmentationModel
+from edge_ilseg.models.segmentation import SegmentationModel, build_model
+from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.planning import StepPlan
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.step_images import step_view_again
@@ -104,6 +107,13 @@ def statistics_size(plan: StepPlan, model: SegmentationModel) -> int:
         return 0
     size_bytes = 8 * len(plan.classes) * packed_count(feature_count(model))
     return size_bytes if size_bytes <= MOST_BYTES else 0
+
+
+def sums_bytes(spec: ModelSpec, classes: int) -> int:
+    """Bytes of the sums of so many classes, of a network that is not built: for a plan."""
+    with torch.device("meta"):
+        model = build_model(spec, (classes,))
+    return 8 * classes * packed_count(feature_count(model))
 
 
 def kept_statistics(

@@ -172,6 +172,12 @@ METHODS: dict[str, Method] = {
 }
 
 
+def split_method(text: str) -> tuple[str, str | None]:
+    """`kd-output@stages:2` is a method and the cut point that takes the place of its own; without @ it is None."""
+    name, separator, freeze = text.partition("@")
+    return name, freeze if separator else None
+
+
 def resolve_method(
     name: str, *, freeze: str | None = None, losses: Mapping[str, float] | None = None, **switches: object
 ) -> Method:
@@ -303,13 +309,16 @@ def check_terms_can_move(method: Method, *, encoder_frozen: bool, branches_froze
         )
 
 
-def fit_method(method: Method, *, hides_old: bool, background: str | None) -> tuple[Method, tuple[str, ...]]:
+def fit_method(
+    method: Method, *, hides_old: bool, background: str | None, given: Collection[str] = ()
+) -> tuple[Method, tuple[str, ...]]:
     """The method as it can be run on the data at hand (rule 3), and what was replaced, one sentence each.
 
     Args:
         method: as resolved.
         hides_old: the setup hides the old classes in the new images.
         background: name of the background class, or None.
+        given: names of the switches that were set by hand.
 
     Raises:
         ConfigError: the method needs a background, and has `kd_output` beside `kd_unbiased`, or a `head_init` that was
@@ -320,7 +329,8 @@ def fit_method(method: Method, *, hides_old: bool, background: str | None) -> tu
         method = msgspec.structs.replace(method, pseudo_labels="none")
         notes.append("no pseudo-labels: this setup hides no label")
     if background is None:
-        if method.losses.get("kd_output") and hides_old and method.kd_mask == preset.kd_mask == "old_pixels":
+        has_preset_mask = method.kd_mask == preset.kd_mask == "old_pixels" and "kd_mask" not in given
+        if method.losses.get("kd_output") and hides_old and has_preset_mask:
             method = msgspec.structs.replace(method, kd_mask="not_new")
             notes.append("distillation on every pixel that is not new: pixels of old classes are void")
         if method.cross_entropy == "unbiased":
@@ -332,7 +342,7 @@ def fit_method(method: Method, *, hides_old: bool, background: str | None) -> tu
             notes.append(
                 f"distillation over the old channels in place of the unbiased one{idle}: there is no background"
             )
-        if method.head_init == preset.head_init == "background":
+        if method.head_init == preset.head_init == "background" and "head_init" not in given:
             method = msgspec.structs.replace(method, head_init="default")
             notes.append("new classes start from random weights: there is no background")
         elif method.head_init == "background":

@@ -20,7 +20,7 @@ from edge_ilseg.data.step_view import StepView, channel_pixels, count_pixels, pr
 from edge_ilseg.errors import ClassNameError, ConfigError, DataError, WorkspaceError
 from edge_ilseg.feature_statistics import COLLECT_HINT, STATISTICS_NAME, read_header
 from edge_ilseg.feature_views import check_views
-from edge_ilseg.methods import Method, check_terms_can_move, fit_method
+from edge_ilseg.methods import SWITCHES, Method, check_terms_can_move, fit_method
 from edge_ilseg.models.freezing import is_encoder_frozen
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import ProgressCallback, no_progress
@@ -224,13 +224,13 @@ def plan_step(
         view=view,
         data=data,
         from_workspace=from_workspace,
-        settings=_training_settings(settings, method),
+        settings=training_settings(settings, method),
         method=method,
         notes=notes,
     )
 
 
-def _training_settings(settings: StepConfig, method: Method) -> TrainConfig:
+def training_settings(settings: StepConfig, method: Method) -> TrainConfig:
     """What a step's record says of its training: no iteration, where the head is solved for."""
     own = TrainConfig(**{key: getattr(settings, key) for key in TrainConfig.__struct_fields__})
     return msgspec.structs.replace(own, iterations=0) if method.is_closed_form else own
@@ -324,7 +324,8 @@ def fit_step_method(
         ConfigError: the method is unknown or cannot work on this data, this network or this batch; views that it
             cannot use.
     """
-    method, notes = fit_method(step_method(settings), hides_old=hides_old, background=background)
+    given = [name for name in SWITCHES if getattr(settings, name) is not None]
+    method, notes = fit_method(step_method(settings), hides_old=hides_old, background=background, given=given)
     check_views(settings, method, model.backbone)
     if method.is_closed_form and model.head != "deeplab_v3":
         raise ConfigError(

@@ -15,8 +15,9 @@ from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, Tra
 from edge_ilseg.errors import ConfigError, choice_hint
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.progress import ProgressCallback, no_progress
+from edge_ilseg.scenario_plan import ScenarioPlan, plan_scenario
 from edge_ilseg.scenario_results import ScenarioResults, percent_spread
-from edge_ilseg.scenario_run import JOINT, ScenarioPlan, plan_scenario
+from edge_ilseg.scenario_run import JOINT
 
 
 class Published(msgspec.Struct, frozen=True):

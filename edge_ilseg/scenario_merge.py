@@ -17,8 +17,8 @@ import msgspec
 
 from edge_ilseg.errors import WorkspaceError
 from edge_ilseg.records import parse_versioned
+from edge_ilseg.scenario_plan import ScenarioPlan
 from edge_ilseg.scenario_results import FORMAT, FORMAT_VERSION, Chain, ScenarioResults, collect, read_results
-from edge_ilseg.scenario_run import ScenarioPlan
 
 _UNFINISHED = re.compile(r"(?P<method>.+), seed (?P<seed>\d+)(?: \((?P<reason>.*)\))?", re.DOTALL)
 

@@ -15,8 +15,10 @@ from typing import Final, Literal
 import msgspec
 
 from edge_ilseg.checkpoint import StepRecord
+from edge_ilseg.errors import WorkspaceError
 from edge_ilseg.metrics import Metrics
-from edge_ilseg.scenario_run import FAILED, JOINT, ScenarioPlan, joint_folder, read_plan, seed_folder
+from edge_ilseg.scenario_plan import ScenarioPlan, read_plan, replacements
+from edge_ilseg.scenario_run import FAILED, JOINT, joint_folder, seed_folder
 from edge_ilseg.workspace import BASE_STEP, Workspace, open_workspace
 
 FORMAT: Final = "edge-ilseg-scenario-results"
@@ -78,6 +80,8 @@ class ScenarioResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     summaries: tuple[Summary, ...]
     unfinished: tuple[str, ...]
     """Chains that lack a step, as `<method>, seed <n>`, with the reason where one failed; they are in no summary."""
+    replaced: dict[str, tuple[str, ...]] = {}
+    """What of a method cannot be on this data, and what it is replaced by (`methods.fit_method`)."""
 
 
 def read_results(folder: Path) -> ScenarioResults:
@@ -108,7 +112,13 @@ def collect(plan: ScenarioPlan, chains: Sequence[Chain], failed: Mapping[tuple[s
         chains=tuple(chains),
         summaries=tuple(summarize(plan, finished[method]) for method in ordered),
         unfinished=tuple(unfinished),
+        replaced=_replaced(plan, [chain.method for chain in chains]),
     )
+
+
+def _replaced(plan: ScenarioPlan, methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    noted = {method: replacements(plan, method) for method in dict.fromkeys(methods) if method != JOINT}
+    return {method: notes for method, notes in noted.items() if notes}
 
 
 def _read_chains(folder: Path, plan: ScenarioPlan) -> list[Chain]:
@@ -120,7 +130,7 @@ def _read_chains(folder: Path, plan: ScenarioPlan) -> list[Chain]:
         workspace = open_workspace(seed_folder(folder, seed))
         names = workspace.step_names()
         tried = [*names, *sorted(path.stem for path in (workspace.root / FAILED).glob("*.txt"))]
-        methods = dict.fromkeys(name[3:] for name in tried if name != BASE_STEP)
+        methods = dict.fromkeys(name.partition("-")[2] for name in tried if name != BASE_STEP)
         for method in methods:
             steps = [BASE_STEP, *(f"{index:02}-{method}" for index in range(1, len(plan.classes)))]
             there = [name for name in steps if name in names]
@@ -139,12 +149,21 @@ def _read_failures(folder: Path) -> dict[tuple[str, int], str]:
         where = next((line.partition(":")[2].strip() for line in lines if line.strip().startswith("where:")), "")
         step, _, method = path.stem.partition("-")
         seed = int(path.parents[1].name.removeprefix("seed-"))
-        reasons[method, seed] = f"diverged at step {int(step)}: {where}"
+        told = f"diverged at step {int(step)}: {where}" if where else f"step {int(step)}: {lines[0]}"
+        reasons[method, seed] = told
     return reasons
 
 
 def _score(workspace: Workspace, name: str, plan: ScenarioPlan) -> StepScore:
     record: StepRecord = workspace.read_step(name)
+    if plan.data.eval_split not in record.metrics:
+        raise WorkspaceError(
+            f"step {name} was trained and could not be scored",
+            where=workspace.step_folder(name),
+            found=f"scores on: {', '.join(record.metrics) or 'nothing'}",
+            expected=f"scores on {plan.data.eval_split}",
+            hint="mend the data and delete the step's folder: the same run trains and scores it again",
+        )
     return StepScore(
         index=record.index,
         new_classes=record.new_classes,
@@ -241,11 +260,13 @@ def class_rows(results: ScenarioResults, values: Literal["iou", "forgetting"]) -
     return ("class", "step", *(item.method for item in items)), rows
 
 
-StepTable = Literal["miou_all", "miou_old", "miou_new"]
+StepTable = Literal["miou_all", "miou_old", "miou_new", "mpa", "mca"]
 STEP_TABLES: dict[str, StepTable] = {
     "mIoU over the classes known after each step": "miou_all",
     "mIoU after each step over the classes known before it": "miou_old",
     "mIoU after each step over the classes that it adds": "miou_new",
+    "mPA after each step": "mpa",
+    "mCA after each step": "mca",
 }
 """Titles, and the score in them."""
 
@@ -290,6 +311,7 @@ def remarks(results: ScenarioResults) -> list[str]:
         f"{item.method} ({', '.join(map(str, item.seeds))})" for item in results.summaries if set(item.seeds) != seeds
     ]
     found = [f"Of fewer seeds than others: {'; '.join(fewer)}."] if fewer else []
+    found += [f"On this data {method} is run with {'; '.join(notes)}." for method, notes in results.replaced.items()]
     if results.unfinished:
         found.append(f"Not finished, and left out: {'; '.join(results.unfinished)}.")
     return found

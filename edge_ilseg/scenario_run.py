@@ -16,185 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from edge_ilseg.checkpoint import check_weights
-from edge_ilseg.classes import resolve_classes
-from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig, step_method
+from edge_ilseg.checkpoint import StepRecord, check_weights
+from edge_ilseg.config import ClassesConfig, Config, StepConfig, step_method
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.decoded import DecodedDataset
-from edge_ilseg.data.step_view import class_pixels, count_pixels
-from edge_ilseg.errors import ConfigError, NotFiniteError, WorkspaceError
+from edge_ilseg.errors import NotFiniteError, TrainingError, WorkspaceError
 from edge_ilseg.files import write_bytes
-from edge_ilseg.methods import SWITCHES
-from edge_ilseg.models.spec import ModelSpec
-from edge_ilseg.planning import fit_step_method, plan_base, plan_step
+from edge_ilseg.planning import fit_step_method, plan_base, plan_step, training_settings
 from edge_ilseg.progress import ProgressCallback, no_progress
-from edge_ilseg.records import parse_versioned
-from edge_ilseg.scenario import CLASS_ORDERS, order_classes, parse_scenario
+from edge_ilseg.scenario_plan import ScenarioPlan, check_works, fix_plan
 from edge_ilseg.workspace import BASE_STEP, Workspace, create_workspace, open_workspace
 
-FORMAT: Final = "edge-ilseg-scenario"
-FORMAT_VERSION = 1
-PLAN_NAME = "scenario.json"
 FAILED = "failed"
 JOINT = "joint"
 """What joint training is called among the methods; it is no method of a step."""
-
-
-class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the runs of one folder have in common (rule 3)."""
-
-    format: Literal["edge-ilseg-scenario"]
-    format_version: int
-    scenario: str
-    """As `16+5`."""
-    class_order: str
-    """A word of `scenario.CLASS_ORDERS`, or `given`."""
-    classes: tuple[tuple[str, ...], ...]
-    """The classes of each step; a background is in the first."""
-    data: DataConfig
-    model: ModelSpec
-    weights: str
-    train: TrainConfig
-    step: StepConfig
-    """Without what changes a method: each chain has its own, as the preset is (`plan_scenario`)."""
-    iterations_per_class: Annotated[int, Meta(ge=1)] | None = None
-    """Of each increment, times the classes that it adds, as in the paper; None: `step.iterations`."""
-    background: str | None = None
-    """Name of the background class, where the data set has one."""
-
-    def step_settings(self, index: int, method: str, seed: int) -> StepConfig:
-        """How increment `index` is trained."""
-        iterations = self.step.iterations
-        if self.iterations_per_class is not None:
-            iterations = self.iterations_per_class * len(self.classes[index])
-        return msgspec.structs.replace(self.step, method=method, iterations=iterations, seed=seed)
-
-    def base_settings(self, seed: int) -> TrainConfig:
-        """How step 0 is trained."""
-        return msgspec.structs.replace(self.train, seed=seed)
-
-    def joint_settings(self, seed: int) -> TrainConfig:
-        """How the upper bound is trained (rule 5)."""
-        steps = range(1, len(self.classes))
-        more = sum(self.step_settings(index, self.step.method, seed).iterations for index in steps)
-        return msgspec.structs.replace(self.train, iterations=self.train.iterations + more, seed=seed)
-
-
-def plan_scenario(
-    config: Config,
-    scenario: str,
-    *,
-    class_order: str | Sequence[str],
-    order_seed: int = 0,
-    iterations_per_class: int | None = None,
-    progress: ProgressCallback = no_progress,
-) -> ScenarioPlan:
-    """Decide which classes each step has.
-
-    Args:
-        config: data, network and settings; its base classes are left out of account.
-        scenario: as `16+5` or `15+1x5`.
-        class_order: a word of `scenario.CLASS_ORDERS`, or the class names in their order.
-        order_seed: of the order `random`.
-        iterations_per_class: see `ScenarioPlan`.
-        progress: told what is done.
-
-    Raises:
-        ConfigError: the scenario cannot be read, does not fit the data set or has no increment, or the order is
-            unknown.
-        ClassNameError: a name is unknown or given twice.
-        DataError: the data set cannot be read.
-    """
-    dataset = open_data(config.data)
-    info = dataset.info
-    if isinstance(class_order, str):
-        pixels = {}
-        if class_order == "frequency":
-            pixels = class_pixels(info, count_pixels(dataset, dataset.ids(config.data.train_split), progress))
-        ordered = order_classes(class_order, pixels, info.classes, info.background, order_seed)  # type: ignore[arg-type]
-    else:
-        ordered = resolve_classes(class_order, info.classes, info.aliases)
-    classes = parse_scenario(scenario, ordered, info.background)
-    if len(classes) == 1:
-        raise ConfigError(
-            "a scenario has a step that adds classes",
-            found=f"{scenario!r}: all classes in step 0",
-            expected="two steps or more, such as '16+5'",
-            hint="split the classes with +, or train them together: edge-ilseg train",
-        )
-    return ScenarioPlan(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        scenario=scenario,
-        class_order=class_order if isinstance(class_order, str) and class_order in CLASS_ORDERS else "given",
-        classes=classes,
-        data=config.data,
-        model=config.model,
-        weights=config.weights,
-        train=config.train,
-        step=without_changes(config.step),
-        iterations_per_class=iterations_per_class,
-        background=info.background,
-    )
-
-
-def without_changes(step: StepConfig) -> StepConfig:
-    """The settings without those that change a method: losses, what is frozen, switches."""
-    preset: dict[str, Any] = {"freeze": None, "losses": {}, **dict.fromkeys(SWITCHES)}
-    return msgspec.structs.replace(step, **preset)
-
-
-def fix_plan(folder: Path, plan: ScenarioPlan) -> None:
-    """Write the plan of a new folder, or find that the folder's is the same (rule 3).
-
-    Raises:
-        WorkspaceError: the folder has another plan.
-    """
-    path = folder / PLAN_NAME
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
-        return
-    found = read_plan(folder)
-    changed = [name for name in plan.__struct_fields__ if getattr(found, name) != getattr(plan, name)]
-    if changed:
-        raise WorkspaceError(
-            "the folder holds a run of another scenario, or with other settings",
-            where=path,
-            found=f"other {', '.join(changed)}",
-            hint="take another folder (--out), or the settings of the first run",
-        )
-
-
-def read_plan(folder: Path) -> ScenarioPlan:
-    """Read the plan of a folder.
-
-    Raises:
-        WorkspaceError: there is none, or it cannot be used.
-    """
-    path = folder / PLAN_NAME
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise WorkspaceError(
-            "this folder holds no run of a scenario", where=folder, expected=PLAN_NAME, hint="edge-ilseg scenario run"
-        ) from error
-    return parse_versioned(
-        data,
-        ScenarioPlan,
-        format=FORMAT,
-        version=FORMAT_VERSION,
-        error=WorkspaceError,
-        what="the plan of the scenario",
-        where=path,
-        hint="take another folder",
-    )
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -224,25 +64,6 @@ class Task(msgspec.Struct, frozen=True):
     def needs(self, other: Task) -> bool:
         """Whether this step goes on from the other."""
         return (self.workspace, self.parent) == (other.workspace, other.name)
-
-
-def check_works(plan: ScenarioPlan, method: str) -> None:
-    """Find out before anything is trained that a method cannot work on this network, batch or data.
-
-    Raises:
-        ConfigError: it is unknown, or cannot work, and why.
-    """
-    settings = plan.step_settings(1, method, 0)
-    hides_old = plan.data.setup != "sequential"
-    fitted, _ = fit_step_method(settings, plan.model, hides_old=hides_old, background=plan.background)
-    leave = {"[train]": plan.train.statistics, "[step]": plan.step.statistics or len(plan.classes) == 2}
-    if fitted.is_closed_form and not all(leave.values()):
-        raise ConfigError(
-            "a head in closed form goes on from statistics, and these settings leave none",
-            where=f"method {method!r}",
-            found=f"statistics = false in {min(leave, key=lambda name: leave[name])}",
-            hint="leave statistics at true, or the method out",
-        )
 
 
 def run_scenario(
@@ -309,7 +130,7 @@ def run_task(task: Task, dataset: Dataset, *, accelerator: str, workers: int, pr
 
     workspace = _workspace(task)
     if task.name in workspace.step_names():
-        _check_is_the_same(workspace, task)
+        _check_is_the_same(workspace, task, dataset.info.background)
         return
     if task.chain_failed():
         return
@@ -319,9 +140,9 @@ def run_task(task: Task, dataset: Dataset, *, accelerator: str, workers: int, pr
         _, _, method = task.name.partition("-")
         plan = plan_step(workspace, task.new, task.settings, parent_name=task.parent, name=method, dataset=dataset)
     try:
-        run_plan(workspace, plan, accelerator=accelerator, workers=workers, progress=progress)
-    except NotFiniteError as error:
-        if task.settings is None:
+        run_plan(workspace, plan, accelerator=accelerator, workers=workers, parent_is_scored=True, progress=progress)
+    except TrainingError as error:
+        if task.settings is None or not (isinstance(error, NotFiniteError) or plan.is_closed_form):
             raise
         task.failure.parent.mkdir(exist_ok=True)
         write_bytes(task.failure, f"{error}\n".encode())
@@ -381,15 +202,44 @@ def _workspace(task: Task) -> Workspace:
     return create_workspace(task.workspace, task.config)
 
 
-def _check_is_the_same(workspace: Workspace, task: Task) -> None:
+def _check_is_the_same(workspace: Workspace, task: Task, background: str | None) -> None:
     """Check a step that is there against what it would be (rule 3); reads no image."""
     record = workspace.read_step(task.name)
     check_weights(workspace.step_folder(task.name), record)
-    if record.training.iterations != task.iterations:
+    again = "delete its folder to train it again, or take another folder (--out)"
+    where = workspace.step_folder(task.name)
+    found, expected = _trained_as(record), _to_be_trained_as(task, background)
+    if differing := [name for name in expected if found[name] != expected[name]]:
         raise WorkspaceError(
             "a step that is there was trained with other settings",
-            where=workspace.step_folder(task.name),
-            found=f"{record.training.iterations} iterations",
-            expected=task.iterations,
-            hint="delete its folder to train it again, or take another folder (--out)",
+            where=where,
+            found=", ".join(f"{name} {found[name]}" for name in differing),
+            expected=", ".join(f"{name} {expected[name]}" for name in differing),
+            hint=again,
         )
+    if task.parent is not None and record.parent_id != workspace.read_step(task.parent).id:
+        raise WorkspaceError(
+            f"a step that is there goes on from another {task.parent} than the one that is there now",
+            where=where,
+            found=f"parent {str(record.parent_id)[:12]}",
+            expected=workspace.read_step(task.parent).id[:12],
+            hint=again,
+        )
+
+
+def _trained_as(record: StepRecord) -> dict[str, Any]:
+    method = {} if record.method is None else msgspec.to_builtins(record.method)
+    return {**msgspec.to_builtins(record.training), **method}
+
+
+def _to_be_trained_as(task: Task, background: str | None) -> dict[str, Any]:
+    """The settings of a step as its record will have them."""
+    if task.settings is None:
+        return dict(msgspec.to_builtins(task.config.train))
+    method, _ = fit_step_method(
+        task.settings,
+        task.config.model,
+        hides_old=task.config.data.setup != "sequential",
+        background=background,
+    )
+    return {**msgspec.to_builtins(training_settings(task.settings, method)), **msgspec.to_builtins(method)}

@@ -366,7 +366,8 @@ def test_the_command_line_learns_an_analytic_step(workspace: Workspace, capsys: 
 
 
 def test_scenarios_compare_the_method_like_any_other(tmp_path: Path) -> None:
-    from edge_ilseg.scenario_run import plan_scenario, run_scenario
+    from edge_ilseg.scenario_plan import plan_scenario
+    from edge_ilseg.scenario_run import run_scenario
 
     plan = plan_scenario(CONFIG, "6+1x2", class_order="listed")
     for _ in range(2):  # the second time everything is there

@@ -153,6 +153,10 @@ def test_where_old_pixels_are_void_output_distillation_covers_them_unless_the_us
     assert fit_method(METHODS["kd-output"], hides_old=False, background=None) == (METHODS["kd-output"], ())
     by_hand = resolve_method("kd-output", kd_mask="all")
     assert fit_method(by_hand, hides_old=True, background=None) == (by_hand, ())
+    same = METHODS["kd-output"]
+    assert fit_method(same, hides_old=True, background=None, given=("kd_mask",)) == (same, ())
+    with pytest.raises(ConfigError, match="cannot start from the background's weights"):
+        fit_method(METHODS["mib"], hides_old=True, background=None, given=("head_init",))
 
 
 def test_every_method_term_and_switch_is_in_the_documentation() -> None:

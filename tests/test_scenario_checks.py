@@ -7,14 +7,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from test_scenario_run import COMMAND, CONFIG, SPEC, make_plan
+from test_scenario_run import COMMAND, CONFIG, ORDER, SPEC, make_plan
 
-from edge_ilseg import scenario_run
+from edge_ilseg import scenario_plan
 from edge_ilseg.cli import run
-from edge_ilseg.config import Config, step_method
+from edge_ilseg.cli.scenario import parse_seeds
+from edge_ilseg.config import Config, DataConfig, step_method
 from edge_ilseg.errors import ConfigError
 from edge_ilseg.methods import METHODS
-from edge_ilseg.scenario_run import check_works, fix_plan, run_scenario
+from edge_ilseg.scenario_plan import check_works, fix_plan, plan_scenario, replacements
+from edge_ilseg.scenario_run import run_scenario
 
 
 @pytest.mark.parametrize(
@@ -91,10 +93,73 @@ def test_where_no_method_can_work_nothing_is_trained(
     def refuse(_: object, method: str) -> None:
         raise ConfigError("it cannot work", where=method)
 
-    monkeypatch.setattr(scenario_run, "check_works", refuse)
+    monkeypatch.setattr(scenario_plan, "check_works", refuse)
     like = ["--like", str(tmp_path / "work"), "--methods", "all", "--out", str(tmp_path / "run")]
     assert run(["scenario", "run", "shapes:7+1", *like]) == 3
     text = capsys.readouterr().err
     assert "losses, switches and freeze of [step] are left out" in text
     assert text.count("it cannot work; at") == len(METHODS)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("order", [ORDER, (*ORDER[:4], "background", *ORDER[4:])])
+def test_the_background_belongs_to_step_0_whether_an_order_names_it_or_not(order: tuple[str, ...]) -> None:
+    plan = plan_scenario(CONFIG, "6+2", class_order=order)
+    assert plan.classes == (("background", *ORDER[:6]), ORDER[6:])
+
+
+def test_an_order_names_every_class() -> None:
+    with pytest.raises(ConfigError, match=r"names every class(.|\n)*3 of 8 classes, without (.|\n)*triangle"):
+        plan_scenario(CONFIG, "2+1", class_order=ORDER[:3])
+
+
+def test_a_scenario_needs_a_split_to_score_on() -> None:
+    config = msgspec.structs.replace(CONFIG, data=msgspec.structs.replace(CONFIG.data, eval_split=""))
+    with pytest.raises(ConfigError, match="no split to score on"):
+        make_plan(config=config)
+
+
+def test_a_closed_form_whose_sums_step_0_would_not_leave_is_refused() -> None:
+    """Of ResNet-50 with 16 classes they are 290 MiB; nothing of it is built."""
+    large = msgspec.structs.replace(SPEC, backbone="resnet50", decoder_channels=128)
+    plan = make_plan(config=msgspec.structs.replace(CONFIG, model=large))
+    check_works(plan, "analytic")
+    sixteen = tuple(f"class {number}" for number in range(16))
+    with pytest.raises(ConfigError, match=r"larger than a step leaves(.|\n)*MiB for 16 classes with resnet50"):
+        check_works(msgspec.structs.replace(plan, classes=(sixteen, *plan.classes[1:])), "analytic")
+
+
+@pytest.mark.parametrize("option", ["--iterations", "--step-iterations", "--iterations-per-class", "--batch-size"])
+def test_a_count_below_one_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["scenario", "run", *COMMAND, option, "0"]) != 0
+    assert "0 is not in the range x>=1" in capsys.readouterr().err
+
+
+def test_a_seed_or_method_named_twice_is_run_once() -> None:
+    assert parse_seeds("3,0,3") == (3, 0)
+    with pytest.raises(ConfigError, match="1 or more"):
+        parse_seeds("0")
+
+
+def test_a_method_at_another_cut_point_is_that_method_with_less_frozen() -> None:
+    plan = make_plan()
+    settings = plan.step_settings(1, "freeze+kd-output@stages:1", 0)
+    assert (settings.method, settings.freeze) == ("freeze+kd-output", "stages:1")
+    check_works(plan, "freeze+kd-output@stages:1")
+    with pytest.raises(ConfigError, match="unknown cut point"):
+        check_works(plan, "freeze@stagse:1")
+    with pytest.raises(ConfigError, match="always zero"):
+        check_works(plan, "kd-feature@encoder")
+
+
+def test_what_is_replaced_on_this_data_is_told_with_the_results(msrc_root: Path) -> None:
+    data = DataConfig("msrc", str(msrc_root), eval_split="test")
+    plan = plan_scenario(msgspec.structs.replace(CONFIG, data=data), "20+1", class_order="listed")
+    mib, plop = replacements(plan, "mib"), replacements(plan, "plop")
+    assert [note.split(":")[0] for note in mib] == [
+        "plain cross-entropy",
+        "distillation over the old channels in place of the unbiased one",
+        "new classes start from random weights",
+    ]
+    assert plop[0] == "no pseudo-labels: this setup hides no label"
+    assert replacements(plan, "freeze+kd-output") == ()

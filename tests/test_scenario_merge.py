@@ -12,8 +12,8 @@ from test_scenario_run import make_plan
 from edge_ilseg.cli import run
 from edge_ilseg.errors import WorkspaceError
 from edge_ilseg.scenario_merge import load_results, merge_results
+from edge_ilseg.scenario_plan import ScenarioPlan
 from edge_ilseg.scenario_results import Chain, ScenarioResults, collect
-from edge_ilseg.scenario_run import ScenarioPlan
 
 HERE, THERE = Path("here"), Path("there")
 FIRST, SECOND = CHAINS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import msgspec
 import pytest
 import torch
 
+from edge_ilseg import analytic_step
 from edge_ilseg.checkpoint import load_model, read_record
 from edge_ilseg.cli import run
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
-from edge_ilseg.errors import ClassNameError, ConfigError, NotFiniteError, WorkspaceError
+from edge_ilseg.errors import ClassNameError, ConfigError, NotFiniteError, TrainingError, WorkspaceError
+from edge_ilseg.methods import METHODS
 from edge_ilseg.models.spec import ModelSpec
+from edge_ilseg.scenario_plan import ScenarioPlan, fix_plan, plan_scenario, read_plan
 from edge_ilseg.scenario_results import read_results
-from edge_ilseg.scenario_run import ScenarioPlan, fix_plan, joint_folder, plan_scenario, read_plan, run_scenario
+from edge_ilseg.scenario_run import joint_folder, run_scenario
 from edge_ilseg.workspace import open_workspace
 
 DATA = DataConfig("shapes", options={"train": 80, "val": 6, "test": 4, "height_px": 48, "width_px": 48})
@@ -92,7 +96,8 @@ def test_a_killed_run_goes_on_to_the_result_of_one_that_was_not(finished: Path, 
     plan, folder = make_plan(), tmp_path / "run"
     fix_plan(folder, plan)
     code = (
-        "import sys, msgspec; from pathlib import Path; from edge_ilseg.scenario_run import read_plan, run_scenario\n"
+        "import sys, msgspec; from pathlib import Path; from edge_ilseg.scenario_plan import read_plan\n"
+        "from edge_ilseg.scenario_run import run_scenario\n"
         "folder = Path(sys.argv[1])\n"
         "run_scenario(folder, read_plan(folder), ('finetune', 'freeze+kd-output'), (0,), accelerator='cpu')"
     )
@@ -144,6 +149,54 @@ def test_a_chain_that_diverges_is_left_out_and_the_others_go_on(tmp_path: Path) 
     stamp = failed.stat().st_mtime_ns
     run_scenario(folder, plan, ("finetune", "freeze"), (0,), joint=False, accelerator="cpu")
     assert failed.stat().st_mtime_ns == stamp
+
+
+def test_a_step_of_another_parent_or_of_other_settings_is_not_taken_for_finished(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    steps = folder / "seed-0" / "steps"
+    shutil.rmtree(steps / "01-finetune")
+    with pytest.raises(WorkspaceError, match=r"goes on from another 01-finetune(.|\n)*delete its folder"):
+        run_scenario(folder, make_plan(), ("finetune",), (0,), joint=False, accelerator="cpu")
+    shutil.rmtree(steps / "02-finetune")
+    run_scenario(folder, make_plan(), ("finetune",), (0,), joint=False, accelerator="cpu")
+    changed = msgspec.structs.replace(METHODS["freeze+kd-output"], kd_temperature=2.0)
+    monkeypatch.setitem(METHODS, "freeze+kd-output", changed)
+    with pytest.raises(WorkspaceError, match=r"other settings(.|\n)*kd_temperature 1\.0(.|\n)*kd_temperature 2\.0"):
+        run_scenario(folder, make_plan(), ("freeze+kd-output",), (0,), joint=False, accelerator="cpu")
+
+
+def test_a_closed_form_that_cannot_be_solved_ends_its_own_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsolvable(*_: object) -> None:
+        raise TrainingError("a class has no pixel to fit its scores to", found="star")
+
+    monkeypatch.setattr(analytic_step, "fit_head", unsolvable)
+    run_scenario(tmp_path / "run", make_plan(), ("analytic", "freeze"), (0,), joint=False, accelerator="cpu")
+    results = read_results(tmp_path / "run")
+    assert [item.method for item in results.summaries] == ["freeze"]
+    assert results.unfinished == ("analytic, seed 0 (step 1: a class has no pixel to fit its scores to)",)
+
+
+def test_overlapped_without_a_background_hides_as_void_and_says_what_it_replaces(
+    msrc_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command on files in the layout of MSRC-v2; every pixel of an old class is void in the increments."""
+    arguments = ["msrc:20+1", "--root", str(msrc_root), "--train-split", "train", "--eval-split", "test"]
+    arguments += ["--setup", "overlapped", "--backbone", "tiny", "--size", "48x48", "--iterations", "2"]
+    arguments += ["--step-iterations", "2", "--batch-size", "2", "--class-order", "listed", "--no-joint"]
+    arguments += ["--methods", "kd-output,mib,plop,analytic", "--accelerator", "cpu", "--out", str(tmp_path / "run")]
+    assert run(["scenario", "run", *arguments]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "setup overlapped" in text
+    assert "On this data kd-output is run with distillation on every pixel that is not new" in text
+    assert "On this data mib is run with plain cross-entropy" in text
+    results = read_results(tmp_path / "run")
+    assert set(results.replaced) == {"kd-output", "mib", "plop"}
+    assert {item.method for item in results.summaries} == {"kd-output", "mib", "plop", "analytic"}
 
 
 def test_iterations_may_grow_with_the_classes_of_a_step() -> None:
@@ -205,7 +258,7 @@ def test_the_command_prints_the_tables_and_goes_on(tmp_path: Path, capsys: pytes
     assert [item["method"] for item in results["summaries"]] == ["finetune", "balanced", "joint"]
     assert [item["seeds"] for item in results["summaries"]] == [[0, 1]] * 3
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
-    assert (tmp_path / "run" / "results.md").read_text().count("| balanced |") == 6
+    assert (tmp_path / "run" / "results.md").read_text().count("| balanced |") == 8
     assert run(["scenario", "show", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == results
 
@@ -240,7 +293,7 @@ def test_settings_can_come_from_a_workspace(tmp_path: Path, capsys: pytest.Captu
         (["shapes"], "such as msrc:16+5"),
         (["shape:6+2"], "did you mean 'shapes'"),
         (["shapes:6+x"], "cannot be read"),
-        (["shapes:6+2", "--seeds", "two"], "a number, or a list"),
+        (["shapes:6+2", "--seeds", "two"], "or a list such as 0,4"),
         (["shapes:6+2", "--methods", "freez"], "did you mean 'freeze'"),
         (["shapes:6+2", "--like", "."], "no edge-ilseg.toml"),
     ],
@@ -338,7 +391,8 @@ def test_processes_end_with_the_run_that_started_them(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fix_plan(folder, make_plan(config=msgspec.structs.replace(CONFIG, train=long)))
     code = (
-        "import sys; from pathlib import Path; from edge_ilseg.scenario_run import read_plan, run_scenario\n"
+        "import sys; from pathlib import Path; from edge_ilseg.scenario_plan import read_plan\n"
+        "from edge_ilseg.scenario_run import run_scenario\n"
         "if __name__ == '__main__':\n"
         "    folder = Path(sys.argv[1])\n"
         "    run_scenario(folder, read_plan(folder), ('finetune',), (0, 1), accelerator='cpu', jobs=2)"

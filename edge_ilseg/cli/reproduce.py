@@ -12,6 +12,8 @@ from edge_ilseg.cli.scenario import parse_seeds, process_options
 from edge_ilseg.cli.scenario_tables import print_rows, show_results
 from edge_ilseg.errors import check_extra
 
+at_least_one = click.IntRange(1)
+
 
 @click.command()
 @click.argument("experiment", metavar="voc-19+1|voc-15+5|voc-15+1x5|voc-10+10|voc-10+1x10|voc-10+5+5")
@@ -21,8 +23,10 @@ from edge_ilseg.errors import check_extra
 @click.option("--methods", "method_names", metavar="A,B,...", help="Those of the paper, if left out.")
 @click.option("--seeds", default="1", show_default=True, metavar="N or A,B,...")
 @click.option("--joint/--no-joint", default=True, show_default=True, help="Train the upper bound, too.")
-@click.option("--iterations-per-class", type=int, default=1000, show_default=True, help="The paper's; fewer to try.")
-@click.option("--batch-size", type=int, default=4, show_default=True, help="The paper's.")
+@click.option(
+    "--iterations-per-class", type=at_least_one, default=1000, show_default=True, help="The paper's; fewer to try."
+)
+@click.option("--batch-size", type=at_least_one, default=4, show_default=True, help="The paper's.")
 @click.option("--backbone", default="resnet101", show_default=True, help="The paper's; a smaller one to try.")
 @click.option("--size", default="321x321", show_default=True, metavar="WxH", help="The paper's crop.")
 @process_options

@@ -12,12 +12,12 @@ from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.cli.options import names, parse_data_options, parse_size
 from edge_ilseg.cli.scenario_tables import show_results
 from edge_ilseg.errors import ConfigError, check_extra
-from edge_ilseg.methods import METHODS, resolve_method
+from edge_ilseg.methods import METHODS, resolve_method, split_method
 from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 
 if TYPE_CHECKING:
     from edge_ilseg.config import Config, DataConfig
-    from edge_ilseg.scenario_run import ScenarioPlan
+    from edge_ilseg.scenario_plan import ScenarioPlan
 
 DEFAULT_ORDER = {"msrc": "frequency"}
 """In the listed order of MSRC-v2 classes would be left without an image."""
@@ -26,6 +26,7 @@ DEFAULT_ORDER = {"msrc": "frequency"}
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say which network, and how it is trained."""
     like = "Take the settings of this workspace, but for what changes a method."
+    at_least_one = click.IntRange(1)
     for option in reversed(
         (
             click.option("--like", type=click.Path(file_okay=False, path_type=Path), help=like),
@@ -33,10 +34,12 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--head", help="As of init."),
             click.option("--size", metavar="WxH", help="The model's input in pixels."),
             click.option("--weights", help="imagenet, none, or a file with the backbone's weights."),
-            click.option("--iterations", type=int, help="Of step 0."),
-            click.option("--step-iterations", type=int, help="Of each increment."),
-            click.option("--iterations-per-class", type=int, help="Of each increment, times the classes that it adds."),
-            click.option("--batch-size", type=int, help="Images in a batch, in every step."),
+            click.option("--iterations", type=at_least_one, help="Of step 0."),
+            click.option("--step-iterations", type=at_least_one, help="Of each increment."),
+            click.option(
+                "--iterations-per-class", type=at_least_one, help="Of each increment, times the classes that it adds."
+            ),
+            click.option("--batch-size", type=at_least_one, help="Images in a batch, in every step."),
         )
     ):
         command = option(command)
@@ -49,7 +52,9 @@ def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
     jobs = "Steps trained at the same time."
     for option in (
         click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help=jobs),
-        click.option("--workers", type=int, default=0, show_default=True, help="Processes that decode and augment."),
+        click.option(
+            "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode and augment."
+        ),
         click.option("--accelerator", type=devices, default="auto", show_default=True),
     ):
         command = option(command)
@@ -71,7 +76,12 @@ def scenario() -> None:
 @click.option("--root", type=click.Path(path_type=Path), help="The data set's folder.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.  [scenario-KIND-N+M]")
 @click.option(
-    "--methods", "method_names", default="finetune,freeze+kd-output", show_default=True, metavar="A,B,... or all"
+    "--methods",
+    "method_names",
+    default="finetune,freeze+kd-output",
+    show_default=True,
+    metavar="A,B,... or all",
+    help="Presets; kd-output@stages:2 is one at another cut point.",
 )
 @click.option("--seeds", default="1", show_default=True, metavar="N or A,B,...", help="How many, or which (`2,` is 2).")
 @click.option("--joint/--no-joint", default=True, show_default=True, help="Train the upper bound, too.")
@@ -118,8 +128,9 @@ def run(
     from edge_ilseg.cli.progress_bar import progress_bar
     from edge_ilseg.config import override
     from edge_ilseg.pipeline import TRAINING_MODULES
+    from edge_ilseg.scenario_plan import plan_scenario, without_changes
     from edge_ilseg.scenario_results import read_results
-    from edge_ilseg.scenario_run import plan_scenario, run_scenario, without_changes
+    from edge_ilseg.scenario_run import run_scenario
 
     kind, text = _parse_source(source)
     config = _like(like, kind) if like else _default_config(kind)
@@ -134,9 +145,10 @@ def run(
     config = _override_settings(config, data, **settings)
     if without_changes(config.step) != config.step:
         click.echo("losses, switches and freeze of [step] are left out: each method is its preset", err=True)
-    chosen = () if method_names == "all" else names(method_names)
+    chosen = () if method_names == "all" else tuple(dict.fromkeys(names(method_names)))
     for name in chosen:
-        resolve_method(name)
+        method, freeze = split_method(name)
+        resolve_method(method, freeze=freeze)
     check_extra("train", TRAINING_MODULES, "training")
     folder = out or Path(f"scenario-{kind}-{text}")
     order = class_order or DEFAULT_ORDER.get(kind, "listed")
@@ -206,20 +218,20 @@ def _parse_source(source: str) -> tuple[str, str]:
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     parts = names(text)
-    if not parts or not all(part.isdecimal() for part in parts):
+    if not parts or not all(part.isdecimal() for part in parts) or ("," not in text and int(text) == 0):
         raise ConfigError(
             "the seeds cannot be read",
             where="--seeds",
             found=repr(text),
-            expected="a number, or a list such as 0,4",
+            expected="a number, 1 or more, or a list such as 0,4",
             hint="--seeds 3 runs seeds 0, 1 and 2",
         )
-    return tuple(int(part) for part in parts) if "," in text else tuple(range(int(text)))
+    return tuple(dict.fromkeys(int(part) for part in parts)) if "," in text else tuple(range(int(text)))
 
 
 def _all_that_work(plan: ScenarioPlan) -> tuple[str, ...]:
     """Names of all methods that can work here; says why of the others."""
-    from edge_ilseg.scenario_run import check_works
+    from edge_ilseg.scenario_plan import check_works
 
     chosen, reasons = [], []
     for name in METHODS:
