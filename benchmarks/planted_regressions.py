@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_ilseg.bundle import ClassEntry, StepEntry
 from edge_ilseg.checkpoint import StepRecord, load_model
@@ -22,10 +24,12 @@ from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
+from edge_ilseg.devices.verify_report import Check
 from edge_ilseg.export.package import CalibrationImages, ExportRequest, export_bundle
 from edge_ilseg.export.parent import load_parent
 from edge_ilseg.models.segmentation import SegmentationModel
-from edge_ilseg.scenario_run import read_plan, seed_folder
+from edge_ilseg.scenario_plan import read_plan
+from edge_ilseg.scenario_run import seed_folder
 from edge_ilseg.workspace import open_workspace
 
 NEVER = -50.0
@@ -50,9 +54,9 @@ def main() -> None:
     model = {record.name: load_model(workspace.step_folder(record.name), record) for record in (base, good, bad)}
     unchanged = load_model(workspace.step_folder(base.name), base)
     unchanged.grow(len(good.classes) - len(base.classes), "default")
-    _lower(unchanged, range(len(base.classes), len(good.classes)))
+    lower(unchanged, range(len(base.classes), len(good.classes)))
     spoilt = load_model(workspace.step_folder(good.name), good)
-    _lower(spoilt, [good.class_names.index(options.spoil)])
+    lower(spoilt, [good.class_names.index(options.spoil)])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         _export(model[base.name], base, dataset, out / "base", None)
@@ -62,27 +66,43 @@ def main() -> None:
             f"{options.good}, {options.spoil} spoilt": (spoilt, good),
             options.bad: (model[bad.name], bad),
         }
+        limits = Limits(max_old_miou_drop_pct=options.max_old_drop, max_class_drop_pct=options.max_class_drop)
         print(f"{'bundle':<30}{'images':>7}{'drop':>7}{'95 % interval':>17}  {'mIoU':<16}{'class':<16}gravest class")
         for number, (name, (network, record)) in enumerate(bundles.items()):
             _export(network, record, dataset, out / str(number), out / "base")
             for count in map(int, options.images.split(",")):
-                limits = Limits(max_old_miou_drop_pct=options.max_old_drop, max_class_drop_pct=options.max_class_drop)
                 request = VerifyRequest(
                     split=str(plan.data.eval_split), max_images=count, latency_runs=1, limits=limits
                 )
-                report = verify_bundle(out / str(number), request, against=out / "base", dataset=dataset)
-                mean, worst = report.check("old mIoU drop"), report.check("old class drop")
-                interval = "-" if mean.low is None else f"{mean.low:.2f} to {mean.high:.2f}"
-                print(
-                    f"{name:<30}{count:>7}{mean.value:>7.2f}{interval:>17}  {mean.verdict:<16}{worst.verdict:<16}"
-                    f"{worst.detail}",
-                    flush=True,
-                )
+                judged = judge(out / str(number), out / "base", dataset, request)
+                print(f"{name:<30}{count:>7}{judged.row()}", flush=True)
 
 
-def _lower(model: SegmentationModel, channels: object) -> None:
+class Judged(NamedTuple):
+    """What the verdict on a bundle says of its old classes."""
+
+    mean: Check
+    """The drop of their mIoU."""
+    worst: Check
+    """That of the class that lost most, which it names."""
+
+    def row(self) -> str:
+        """Drop, interval, both verdicts, and the class."""
+        mean, worst = self
+        value = "-" if mean.value is None else f"{mean.value:.2f}"
+        interval = "-" if mean.low is None or mean.high is None else f"{mean.low:.2f} to {mean.high:.2f}"
+        return f"{value:>7}{interval:>17}  {mean.verdict:<16}{worst.verdict:<16}{worst.detail}"
+
+
+def judge(bundle: Path, parent: Path, dataset: Dataset, request: VerifyRequest) -> Judged:
+    """Judge a bundle against its parent's as `verify` does."""
+    report = verify_bundle(bundle, request, against=parent, dataset=dataset)
+    return Judged(report.check("old mIoU drop"), report.check("old class drop"))
+
+
+def lower(model: SegmentationModel, channels: Iterable[int]) -> None:
     """Take all pixels from some classes: their logits fall by a constant."""
-    wanted = set(channels)  # type: ignore[call-overload]
+    wanted = set(channels)
     first = 0
     for name, parameter in model.named_parameters():
         if name.startswith("decoder.classifiers.") and name.endswith(".bias"):

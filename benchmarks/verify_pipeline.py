@@ -6,8 +6,12 @@ Both sides run in one process, in turns, on the same int8 model: the bare loop g
 resized already, and throws the masks away; the pipeline reads files, decodes, resizes, runs, brings masks to the size
 of the labels and counts. Each is done with one image at a time and all threads, `--hint latency`, and with several
 images side by side and a thread each, as `verify` and `predict` do by default. Prints the quickest of the rounds,
-which other work on the machine disturbs least, the ratio, and what reading labels and counting add to a run. The long
-run goes over the same files again and again.
+which other work on the machine disturbs least, beside it the median of all, the ratio of the quickest, and what reading
+labels and counting add to a run.
+
+The long run is `evaluate_session`, files to scores, over the same files again and again: resident memory after each
+tenth. Of each image an evaluation keeps the counts of the old classes (for the bootstrap) and the latency; how many
+bytes that is is printed beside what resident memory grew by.
 """
 
 from __future__ import annotations
@@ -16,25 +20,36 @@ import argparse
 import functools
 import itertools
 import re
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ilseg.bundle import read_manifest
+from edge_ilseg.bundle import Manifest, read_manifest
 from edge_ilseg.cli.options import parse_data_text
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
-from edge_ilseg.devices.evaluation import evaluate_session
+from edge_ilseg.devices.evaluation import Evaluation, evaluate_session
 from edge_ilseg.devices.loaded_bundle import for_throughput, load_bundle
 from edge_ilseg.devices.runtime import Session
 from edge_ilseg.devices.stream import stream
 from edge_ilseg.images import resize_image
 
 ROUNDS = 5
+TENTHS = 10
+
+
+class Seconds(NamedTuple):
+    """Of the rounds of one side."""
+
+    quickest: float
+    median: float
 
 
 def rss_mib() -> float:
@@ -66,7 +81,7 @@ def main() -> None:
         several = for_throughput(loaded, options.threads).session
         inputs = [resize_image(dataset.read_image(i), session.input_height_px, session.input_width_px) for i in ids]
 
-        sides: list[Callable[[], None]] = []
+        sides: list[Callable[[], object]] = []
         for model in (session, several):
             sides += [
                 functools.partial(_bare, model, inputs),
@@ -77,17 +92,24 @@ def main() -> None:
         seconds = _in_turns(sides, options.rounds)
         print(f"\n{entry.runtime} int8, {session.input_width_px}x{session.input_height_px}, {len(ids)} images")
         for form, part in (("", seconds[:4]), (", side by side", seconds[4:])):
-            for name, value in zip(
+            for name, took in zip(
                 ("bare model", "files to masks", "with labels", "files to scores"), part, strict=True
             ):
-                ratio = f"{seconds[0] / value:>6.2f} of the bare model"
-                print(f"  {name + form:<36}{len(ids) / value:>8.1f} frames/s   {ratio}")
-            _, masks_s, labels_s, scores_s = part
+                ratio = f"{seconds[0].quickest / took.quickest:>6.2f} of the bare model"
+                middle = f"(median {len(ids) / took.median:.1f})"
+                print(f"  {name + form:<36}{len(ids) / took.quickest:>8.1f} frames/s {middle:<16}{ratio}")
+            _, masks_s, labels_s, scores_s = (took.quickest for took in part)
             shares = [100 * (scores_s - less_s) / scores_s for less_s in (masks_s, labels_s)]
             print(f"  labels and counting: {shares[0]:.1f} % of the run; counting alone: {shares[1]:.1f} %")
         if options.long:
-            for done, mib in _long_run(session, dataset, ids, options.long):
-                print(f"  after {done:>6} images: {mib:.1f} MiB resident")
+            memory_mib, kept = long_run(session, dataset, ids, manifest, options.long)
+            for done, mib in memory_mib:
+                print(f"  files to scores, after {done:>6} images: {mib:.1f} MiB resident")
+            grown_bytes = (memory_mib[-1][1] - memory_mib[0][1]) * (1 << 20)
+            print(f"  kept of each image: {kept_bytes(kept) / len(kept.latencies_ms):.0f} bytes")
+            print(
+                f"  resident memory grew by {grown_bytes / (memory_mib[-1][0] - memory_mib[0][0]):.0f} bytes an image"
+            )
 
 
 def _bare(session: Session, inputs: list[NDArray[np.uint8]]) -> None:
@@ -109,7 +131,7 @@ def _masks(session: Session, dataset: Dataset, ids: Sequence[str], *, with_label
         pass
 
 
-def _in_turns(sides: Sequence[Callable[[], None]], rounds: int) -> list[float]:
+def _in_turns(sides: Sequence[Callable[[], object]], rounds: int) -> list[Seconds]:
     times: list[list[float]] = [[] for _ in sides]
     for run in range(rounds + 1):
         for side, kept in zip(sides, times, strict=True):
@@ -117,15 +139,42 @@ def _in_turns(sides: Sequence[Callable[[], None]], rounds: int) -> list[float]:
             side()
             if run:
                 kept.append(time.perf_counter() - start)
-    return [min(kept) for kept in times]
+    return [Seconds(min(kept), median(kept)) for kept in times]
 
 
-def _long_run(session, dataset, ids, count: int) -> Iterator[tuple[int, float]]:  # type: ignore[no-untyped-def]
-    """Resident memory after a tenth of the images, and after each further tenth."""
-    again = itertools.islice(itertools.cycle(ids), count)
-    for done, _ in enumerate(stream(session, again, lambda image_id: (dataset.read_image(image_id), None)), start=1):
-        if done % (count // 10) == 0:
-            yield done, rss_mib()
+def long_run(
+    session: Session, dataset: Dataset, ids: Sequence[str], manifest: Manifest, count: int
+) -> tuple[list[tuple[int, float]], Evaluation]:
+    """Files to scores over `count` images: resident memory after each tenth of them, and what was kept.
+
+    Args:
+        count: at least `TENTHS`.
+    """
+    memory_mib: list[tuple[int, float]] = []
+
+    def look(_: str, share: float) -> None:
+        done = round(share * count)
+        if done % (count // TENTHS) == 0:
+            memory_mib.append((done, rss_mib()))
+
+    again = tuple(itertools.islice(itertools.cycle(ids), count))
+    kept = evaluate_session(session, dataset, again, manifest, look)
+    return memory_mib, kept
+
+
+def kept_bytes(found: Evaluation) -> int:
+    """Memory of what an evaluation keeps of each image: the lists, the counts with their arrays, the latencies."""
+    total = sys.getsizeof(found.old_counts) + sys.getsizeof(found.latencies_ms)
+    total += sum(sys.getsizeof(latency_ms) for latency_ms in found.latencies_ms)
+    for counts in found.old_counts:
+        total += sys.getsizeof(counts)
+        for part_K in counts:
+            total += sys.getsizeof(part_K)  # with its numbers, where it owns them
+            base = part_K.base
+            while base is not None:  # a part of a larger array keeps all of that
+                total += sys.getsizeof(base)
+                base = base.base
+    return total
 
 
 if __name__ == "__main__":

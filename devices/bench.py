@@ -3,37 +3,37 @@
 1. A bundle is hashed before anything of it is run; a bundle that is not whole ends the run before it begins.
 2. Every model runs in processes of its own (`edge_ilseg.devices.bench_child`): one lives through all rounds, for the
    warm runs and the peak memory; a round begins with a fresh one, for the start. In the first they are the same.
-3. Models take turns, round by round, A B C A B C: a device that grows hot or busy does so for all of them.
+3. Models take turns, round by round, A B C A B C: a device that grows hot or busy does so for all of them. When all
+   rounds are over they take as many turns again, with several images side by side: the way of `verify` and `predict`.
 4. The input is the bundle's first golden image, at the size of the model: decoding and resizing are not measured.
 5. A cold start is everything from just before the process is made to its first mask, the import of the runtime
    included: that is what a device waits for after it was switched on. The files are in the system's cache by then.
-6. A model that fails is reported with its reason and takes no more turns; the others go on.
+6. A model that fails is reported with its reason and takes no more turns; the others go on. So does one that hangs:
+   that has not loaded within `LOAD_S`, or takes `PATIENCE` times as long as its first run says.
 7. A model of a runtime that is not installed is left out and named, unless that runtime was asked for.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
-import edge_ilseg
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision, Runtime, check_files, read_manifest
-from edge_ilseg.devices.bench_child import Answer, Failed, Load, Loaded, Measure, Measured, Request
+from edge_ilseg.devices.bench_child import Load, Loaded, Measure, Measured, MeasuredSideBySide, MeasureSideBySide
+from edge_ilseg.devices.bench_process import ModelProcess
 from edge_ilseg.devices.bench_report import (
     FORMAT_VERSION,
     BenchReport,
     ModelBench,
     RoundSample,
     Settings,
+    SideBySideSample,
     Skipped,
     StartSample,
     exit_code_of,
@@ -47,19 +47,9 @@ from edge_ilseg.progress import ProgressCallback, no_progress
 
 WARM_UP_RUNS = 3
 DEFAULT_ROUNDS, DEFAULT_RUNS = 5, 30
-GOODBYE_S = 5.0
-"""How long a process may take to end by itself."""
-START = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import edge_ilseg
-del sys.path[0]
-from edge_ilseg.devices.bench_child import main
-main()
-"""
-"""Like `-m`, with the very package that runs here, and without the current folder among the places of modules."""
-
-A = TypeVar("A", bound=Answer)
+LOAD_S = 300.0
+"""Compiling a large model on a small device takes a minute."""
+PATIENCE = 20
 
 
 class Candidate(NamedTuple):
@@ -107,12 +97,14 @@ def bench_bundles(
     before, start_s = read_device_facts(), time.monotonic()
     with ExitStack() as stack:
         measuring = [stack.enter_context(_Measuring(candidate, settings)) for candidate in candidates]
-        for number in range(rounds):
-            for turn, model in enumerate(measuring):
-                share = (number * len(measuring) + turn) / (rounds * len(measuring))
+        for turn in range(2 * rounds):
+            is_alone = turn < rounds
+            what = "measuring" if is_alone else "several side by side"
+            for place, model in enumerate(measuring):
                 entry = model.candidate.entry
-                progress(f"measuring, round {number + 1} of {rounds}: {entry.runtime} {entry.precision}", share)
-                model.take_turn()
+                text = f"{what}, round {turn % rounds + 1} of {rounds}: {entry.runtime} {entry.precision}"
+                progress(text, (turn * len(measuring) + place) / (2 * rounds * len(measuring)))
+                model.take_turn(side_by_side=not is_alone)
         models = tuple(model.result() for model in measuring)
     return BenchReport(
         format="edge-ilseg-bench-report",
@@ -178,78 +170,6 @@ def leave_out_missing(
     return kept, skipped
 
 
-class _Child:
-    """A process with one model. It ends when the context is left, whatever it is doing."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-P", "-c", START, str(Path(edge_ilseg.__file__).parents[1])]
-        self.started_ns = time.monotonic_ns()
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
-            )
-        except OSError as error:
-            self._errors.close()
-            raise EdgeIlsegError(
-                "a process for a model cannot be made",
-                where=label,
-                found=error.strerror,
-                hint="end other programs, and run the same command again",
-            ) from error
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The end of its input ends it; one that computes on is killed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(GOODBYE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
-
-    def ask(self, request: Request, kind: type[A]) -> A:
-        """Send a request and wait for its answer, which is of `kind`.
-
-        Raises:
-            EdgeIlsegError: the model cannot be run, or the process has ended.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # it has ended: no answer will come
-            self._process.stdin.write(msgspec.json.encode(request) + b"\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise self._ended()
-        answer = msgspec.json.decode(line, type=Answer)
-        if isinstance(answer, Failed):
-            raise EdgeIlsegError(
-                answer.what, where=answer.where, found=answer.found, expected=answer.expected, hint=answer.hint
-            )
-        assert isinstance(answer, kind)
-        return answer
-
-    def _ended(self) -> EdgeIlsegError:
-        status = self._process.wait()
-        self._errors.seek(0)
-        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        return EdgeIlsegError(
-            "the process of a model has ended",
-            where=self._label,
-            found=f"exit status {status}: {last[0]}",
-            hint="a negative status is a signal: -9 usually means that the memory was not enough",
-        )
-
-
 class _Measuring:
     """One model on its way through the rounds: its process, and what was measured so far."""
 
@@ -260,10 +180,12 @@ class _Measuring:
         self._label = f"{candidate.folder} {entry.runtime} {entry.precision}"
         self._request = Load(str(candidate.folder), entry.runtime, entry.precision, settings.threads)
         self._stack = ExitStack()
-        self._child: _Child | None = None
+        self._child: ModelProcess | None = None
         self._loaded: Loaded | None = None
+        self._concurrent_runs: int | None = None
         self._starts: list[StartSample] = []
         self._rounds: list[RoundSample] = []
+        self._side_by_side: list[SideBySideSample] = []
         self._peak_rss_mib: float | None = None
         self._error: str | None = None
 
@@ -273,28 +195,49 @@ class _Measuring:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def take_turn(self) -> None:
-        """One start and one round of warm runs, unless the model has failed before (rules 2 and 6)."""
+    def take_turn(self, *, side_by_side: bool = False) -> None:
+        """One turn, unless the model has failed before (rule 6)."""
         if self._error is not None:
             return
         try:
-            if self._child is None:
-                self._child = self._stack.enter_context(_Child(self._label))
-                self._loaded = self._start(self._child)
+            if side_by_side:
+                self._run_side_by_side()
             else:
-                with _Child(self._label) as fresh:
-                    self._start(fresh)
-            request = Measure(self._settings.warm_up_runs, self._settings.runs)
-            measured = self._child.ask(request, Measured)
+                self._run_alone()
         except EdgeIlsegError as error:
             self._error = error.one_line()
             self._stack.close()
-            return
+
+    def _run_alone(self) -> None:
+        """One start and one round of warm runs, one after another (rule 2)."""
+        if self._child is None:
+            self._child = self._stack.enter_context(ModelProcess(self._label))
+            self._loaded = self._start(self._child)
+        else:
+            with ModelProcess(self._label) as fresh:
+                self._start(fresh)
+        request = Measure(self._settings.warm_up_runs, self._settings.runs)
+        measured = self._child.ask(request, Measured, self._patience_s())
         self._rounds.append(measured.sample)
         self._peak_rss_mib = measured.peak_rss_mib
 
-    def _start(self, child: _Child) -> Loaded:
-        loaded = child.ask(self._request, Loaded)
+    def _run_side_by_side(self) -> None:
+        """One round of warm runs of several images at the same time; the model is loaded for it once (rule 3)."""
+        assert self._child is not None
+        if self._concurrent_runs is None:
+            request = msgspec.structs.replace(self._request, hint="throughput")
+            self._concurrent_runs = self._child.ask(request, Loaded, LOAD_S).concurrent_runs
+        measure = MeasureSideBySide(self._settings.warm_up_runs, self._settings.runs)
+        measured = self._child.ask(measure, MeasuredSideBySide, self._patience_s(self._concurrent_runs))
+        self._side_by_side.append(measured.sample)
+
+    def _patience_s(self, concurrent_runs: int = 1) -> float:
+        """How long a round may take (rule 6); side by side, each run may have a thread alone."""
+        runs = (self._settings.warm_up_runs + self._settings.runs) * concurrent_runs
+        return LOAD_S + PATIENCE * runs * self._starts[0].first_frame_ms / 1000
+
+    def _start(self, child: ModelProcess) -> Loaded:
+        loaded = child.ask(self._request, Loaded, LOAD_S)
         self._starts.append(
             StartSample(
                 process_ms=(loaded.ready_ns - child.started_ns) / 1e6,
@@ -327,7 +270,9 @@ class _Measuring:
             golden_agreement=loaded.golden_agreement if loaded else None,
             starts=tuple(self._starts),
             rounds=tuple(self._rounds),
+            concurrent_runs=self._concurrent_runs,
+            side_by_side=tuple(self._side_by_side),
             peak_rss_mib=self._peak_rss_mib,
-            summary=summarize(self._starts, self._rounds) if self._error is None else None,
+            summary=summarize(self._starts, self._rounds, self._side_by_side) if self._error is None else None,
             error=self._error,
         )

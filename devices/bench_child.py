@@ -3,7 +3,7 @@
 1. One JSON object a line: each request on standard input has one answer on standard output, in order. The end of the
    input ends the process.
 2. What a runtime prints goes to standard error: the descriptor of standard output is turned there before one is loaded.
-3. The first request is `Load`, the others are `Measure`.
+3. The first request is `Load`; a later one lets go of the model before it. The others measure.
 4. What a user can mend is answered by `Failed`; anything else ends the process with a traceback.
 5. Moments that two processes compare are of the monotonic clock, which is one for the whole machine.
 6. Ctrl-C reaches every process of a terminal; this one leaves it to the one that asks.
@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -26,26 +27,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Precision, Runtime, read_manifest
-from edge_ilseg.devices.bench_report import RoundSample
+from edge_ilseg.devices.bench_report import RoundSample, SideBySideSample
 from edge_ilseg.devices.facts import read_peak_rss_mib
 from edge_ilseg.devices.loaded_bundle import read_golden
-from edge_ilseg.devices.runtime import Session, check_fit, import_openvino, load_session
+from edge_ilseg.devices.runtime import Hint, Session, check_fit, import_openvino, load_session
 from edge_ilseg.errors import EdgeIlsegError
 
 A = TypeVar("A", bound=msgspec.Struct)
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Load a model and run it once on the bundle's first golden image."""
+    """Load a model and run it once on the bundle's first golden image; for throughput, to run several at a time."""
 
     folder: str
     runtime: Runtime
     precision: Precision
     threads: int | None
+    hint: Hint = "latency"
 
 
 class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     """Run the model `warm_up_runs` times, then time `runs` runs."""
+
+    warm_up_runs: int
+    runs: int
+
+
+class MeasureSideBySide(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """As `Measure`, as many images at the same time as the model takes, and so many times the runs."""
 
     warm_up_runs: int
     runs: int
@@ -62,6 +71,7 @@ class Loaded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     runtime_version: str
     executed_precisions: dict[str, int] | None
     golden_agreement: float
+    concurrent_runs: int
 
 
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -69,6 +79,12 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
 
     sample: RoundSample
     peak_rss_mib: float | None
+
+
+class MeasuredSideBySide(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """One round."""
+
+    sample: SideBySideSample
 
 
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -81,8 +97,8 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
     hint: str | None
 
 
-Request = Load | Measure
-Answer = Loaded | Measured | Failed
+Request = Load | Measure | MeasureSideBySide
+Answer = Loaded | Measured | MeasuredSideBySide | Failed
 
 
 def failed(error: EdgeIlsegError) -> Failed:
@@ -104,11 +120,14 @@ def main() -> None:
             answer: Answer
             try:
                 if isinstance(request, Load):
+                    model = None
                     answer, model = load(request, time.monotonic_ns())
                 elif model is None:
                     raise ValueError("the first request is Load")
-                else:
+                elif isinstance(request, Measure):
                     answer = Measured(measure(*model, request), read_peak_rss_mib())
+                else:
+                    answer = MeasuredSideBySide(measure_side_by_side(*model, request))
             except EdgeIlsegError as error:
                 answer = failed(error)
             answers.write(msgspec.json.encode(answer) + b"\n")
@@ -134,7 +153,7 @@ def load(request: Load, ready_ns: int) -> tuple[Loaded, tuple[Session, NDArray[n
     folder = Path(request.folder)
     manifest = read_manifest(folder)
     entry = manifest.model(request.runtime, request.precision)
-    session = load_session(folder, entry, threads=request.threads)
+    session = load_session(folder, entry, threads=request.threads, hint=request.hint)
     check_fit(session, manifest, where=folder / entry.files[0])
     size = (session.input_height_px, session.input_width_px)
     image_HWC = np.array(read_golden(folder / manifest.golden_images, (*size, 3))[0])
@@ -150,6 +169,7 @@ def load(request: Load, ready_ns: int) -> tuple[Loaded, tuple[Session, NDArray[n
         runtime_version=session.runtime_version,
         executed_precisions=session.executed_precisions,
         golden_agreement=float((mask_HW == golden_HW).mean()),
+        concurrent_runs=session.concurrent_runs,
     )
     return answer, (session, image_HWC)
 
@@ -174,6 +194,28 @@ def measure(session: Session, image_HWC: NDArray[np.uint8], request: Measure) ->
         wall_ms=(moments_ns[-1] - moments_ns[0]) / 1e6,
         cpu_ms=cpu_ns / 1e6,
     )
+
+
+def measure_side_by_side(
+    session: Session, image_HWC: NDArray[np.uint8], request: MeasureSideBySide
+) -> SideBySideSample:
+    """Time warm runs of one image, as many at the same time as the session takes.
+
+    Raises:
+        BundleError: the runtime cannot run the model.
+    """
+    count = session.concurrent_runs
+    with ThreadPoolExecutor(count, "edge-ilseg-run") as pool:
+
+        def run(images: int) -> int:
+            """Wall time, ns."""
+            start_ns = time.perf_counter_ns()
+            for _ in pool.map(session.mask, itertools.repeat(image_HWC, images)):
+                pass
+            return time.perf_counter_ns() - start_ns
+
+        run(count * request.warm_up_runs)
+        return SideBySideSample(images=count * request.runs, wall_ms=run(count * request.runs) / 1e6)
 
 
 def import_runtime(runtime: Runtime) -> None:

@@ -1,7 +1,7 @@
 """A benchmark as a picture: a bar a model, drawn with Pillow alone, because a device has no plotting library.
 
 1. A bar ends at the median latency, its whisker at the 95th percentile. The axis is linear and starts from zero:
-   lengths compare as the latencies do.
+   lengths compare as the latencies do. Images a second, several side by side, are a number behind it.
 2. Colours tell the runtimes apart, for the colour-blind too (Okabe and Ito); the labels say the same in words.
 3. A model that failed has a row without a bar.
 """
@@ -129,9 +129,10 @@ def _rows(report: BenchReport, style: TextStyle) -> list[Row]:
             left_px = round(LABEL_SHARE * WIDTH_PX) - text_width_px(f": {label}", style)
             label = f"{shorten(name, style, left_px)}: {label}"
         found = model.summary
-        value = (
-            f"{three_digits(found.latency_median_ms)} (p95 {three_digits(found.latency_p95_ms)})" if found else "failed"
-        )
+        value = "failed"
+        if found:
+            value = f"{three_digits(found.latency_median_ms)} (p95 {three_digits(found.latency_p95_ms)}); "
+            value += f"{three_digits(found.side_by_side_per_s)}/s"
         rows.append(Row(label, value, model))
     return rows
 
@@ -160,7 +161,8 @@ def _draw_axis(
         draw.line((at_px, top_px, at_px, bottom_px + 6), fill=GRID, width=2)
         label_middle_px = bottom_px + GAP_PX // 2 + style.height_px / 2
         draw_text(draw, at_px - text_width_px(label, style) / 2, label_middle_px, label, style, QUIET)
-    draw_text(draw, axis.left_px, text_px, "ms for one frame; bar: median, whisker: 95th percentile", style, QUIET)
+    text = "ms for one frame (bar: median, whisker: p95); /s: images side by side"
+    draw_text(draw, axis.left_px, text_px, shorten(text, style, WIDTH_PX - MARGIN_PX - axis.left_px), style, QUIET)
 
 
 def _draw_row(draw: ImageDraw.ImageDraw, axis: Axis, row: Row, middle_px: float, style: TextStyle) -> None:

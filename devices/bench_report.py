@@ -24,7 +24,7 @@ from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_PASSED, ReportError
 from edge_ilseg.records import parse_versioned
 
 FORMAT = "edge-ilseg-bench-report"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MEASURE_AGAIN = "measure again: edge-ilseg bench BUNDLE --out FILE.json"
 
 S = TypeVar("S")
@@ -59,6 +59,14 @@ class RoundSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processor time of the whole process in that while, all threads together."""
 
 
+class SideBySideSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Warm runs of one round, as many at the same time as the model takes when it was loaded for throughput."""
+
+    images: int
+    wall_ms: float
+    """From the start of the first to the end of the last."""
+
+
 class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The figures of one model: medians over the rounds (rule 2)."""
 
@@ -72,6 +80,8 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frames_per_s: float
     """Runs of a round over its wall time: one frame after another, the model alone."""
     cpu_ms_per_frame: float
+    side_by_side_per_s: float
+    """Images of a round over its wall time, several side by side as `verify` and `predict` run them, model alone."""
 
 
 class ModelBench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,8 +100,13 @@ class ModelBench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     starts: tuple[StartSample, ...]
     """One a round, each of a process of its own."""
     rounds: tuple[RoundSample, ...]
+    concurrent_runs: int | None
+    """How many images ran side by side."""
+    side_by_side: tuple[SideBySideSample, ...]
+    """One a round."""
     peak_rss_mib: float | None
-    """Highest resident memory of the process that lived through all rounds; `None` where the system does not tell."""
+    """Highest resident memory of the process that lived through all rounds, before it ran images side by side; `None`
+    where the system does not tell."""
     summary: Summary | None
     error: str | None
 
@@ -115,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     rounds: int
     runs: int
-    """Timed runs of a model in a round."""
+    """Timed runs of a model in a round; side by side, of each of the images that run at the same time."""
     warm_up_runs: int
     """Runs before them, in every round."""
     threads: int | None
@@ -144,14 +159,16 @@ def percentile(latencies_ms: Sequence[float], share_pct: int) -> float:
     return float(np.percentile(latencies_ms, share_pct, method="inverted_cdf"))
 
 
-def summarize(starts: Sequence[StartSample], rounds: Sequence[RoundSample]) -> Summary:
+def summarize(
+    starts: Sequence[StartSample], rounds: Sequence[RoundSample], side_by_side: Sequence[SideBySideSample]
+) -> Summary:
     """The figures of one model (rules 2 and 3).
 
     Raises:
-        ValueError: there is no start or no round.
+        ValueError: there is no sample of one of the three.
     """
-    if not starts or not rounds:
-        raise ValueError("a summary needs a start and a round")
+    if not starts or not rounds or not side_by_side:
+        raise ValueError("a summary needs a start, a round, and one side by side")
     medians_ms = [median(sample.latencies_ms) for sample in rounds]
     middle_ms = median(medians_ms)
     return Summary(
@@ -163,6 +180,7 @@ def summarize(starts: Sequence[StartSample], rounds: Sequence[RoundSample]) -> S
         latency_spread_pct=100 * (max(medians_ms) - min(medians_ms)) / middle_ms,
         frames_per_s=_median(rounds, lambda sample: 1000 * len(sample.latencies_ms) / sample.wall_ms),
         cpu_ms_per_frame=_median(rounds, lambda sample: sample.cpu_ms / len(sample.latencies_ms)),
+        side_by_side_per_s=_median(side_by_side, lambda sample: 1000 * sample.images / sample.wall_ms),
     )
 
 
@@ -214,7 +232,7 @@ def parse_bench(data: bytes, *, where: object = None) -> BenchReport:
 
 def _summary_of(model: ModelBench, where: object) -> Summary:
     try:
-        return summarize(model.starts, model.rounds)
+        return summarize(model.starts, model.rounds, model.side_by_side)
     except (ValueError, IndexError, ArithmeticError) as error:  # no sample, or a while of no length
         raise ReportError(
             "a model of the benchmark has no usable samples",

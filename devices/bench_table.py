@@ -21,6 +21,7 @@ COLUMNS = (
     "p95\nms",
     "rounds\ndiffer %",
     "frames\nper s",
+    "side by\nside /s",
     "CPU ms\nper frame",
     "cold\nstart ms",
     "first\nframe ms",
@@ -80,6 +81,7 @@ def _cells(model: ModelBench) -> tuple[str | Text, ...]:
         three_digits(found.latency_p95_ms),
         f"{found.latency_spread_pct:.0f}",
         f"{found.frames_per_s:.1f}",
+        f"{found.side_by_side_per_s:.1f} ({model.concurrent_runs})",
         three_digits(found.cpu_ms_per_frame),
         f"{found.cold_start_ms:.0f}",
         three_digits(found.first_frame_ms),
@@ -98,7 +100,8 @@ def _setting_text(settings: Settings) -> str:
     return (
         f"rounds x runs: {settings.rounds} x {settings.runs}, {settings.warm_up_runs} more to warm up in each; medians "
         f"over rounds; threads: {settings.threads or 'as the runtime chooses'}; one golden image at the model's size; "
-        "cold start: from nothing to the first mask"
+        "cold start: from nothing to the first mask; side by side: so many images (in brackets) at the same time, as "
+        "verify and predict run them"
     )
 
 

@@ -87,10 +87,27 @@ def evaluate_session(
 
 
 def count_old(confusion: NDArray[np.int64], old_count: int) -> OldCounts:
-    """The counts of the old classes in one image's confusion matrix."""
+    """The counts of the old classes in one image's confusion matrix, of which nothing is kept: it has K x K numbers."""
     kept = retention_confusion(confusion, old_count)
-    true_K, hit_K = kept.sum(axis=1)[:old_count], np.diag(kept)[:old_count]
+    true_K, hit_K = kept.sum(axis=1)[:old_count].copy(), np.diag(kept)[:old_count].copy()
     return OldCounts(true_K, hit_K, true_K + kept.sum(axis=0)[:old_count] - hit_K)
+
+
+class ImagesOfOld(NamedTuple):
+    """How many images show old classes."""
+
+    of_any: int
+    """Any of them; the background counts only where there is no other."""
+    of_each: tuple[int, ...]
+
+
+def images_of_old(found: Sequence[OldCounts], manifest: Manifest) -> ImagesOfOld:
+    """In how many of the images a pixel is truly of an old class."""
+    names = manifest.class_names[: manifest.old_count]
+    shown_NK = np.array([item.true_K > 0 for item in found], dtype=bool).reshape(len(found), len(names))
+    objects = [channel for channel, name in enumerate(names) if name != manifest.background]
+    of_any = shown_NK[:, objects or list(range(len(names)))].any(axis=1).sum()
+    return ImagesOfOld(int(of_any), tuple(int(count) for count in shown_NK.sum(axis=0)))
 
 
 def pair_counts(found: Sequence[OldCounts], before: Sequence[OldCounts]) -> PairedCounts:

@@ -33,6 +33,7 @@ from edge_ilseg.devices.runtime import Hint
 from edge_ilseg.devices.sources import Source, SourceReader, find_sources, shown_path
 from edge_ilseg.devices.stream import stream
 from edge_ilseg.devices.verify_report import BundleFacts, ModelFacts
+from edge_ilseg.devices.video import NoFrameError
 from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_PASSED, ConfigError, DataError, ReportError
 from edge_ilseg.files import disk_error, write_bytes
 from edge_ilseg.images import resize_mask, write_mask_png
@@ -221,6 +222,7 @@ def _run(
     by_name = {source.name: source for source in sources}
     images: list[PredictedImage] = []
     bad_images: list[BadSource] = []
+    absent = 0
     writing: deque[Future[PredictedImage]] = deque()
     with SourceReader(sources) as reader, ThreadPoolExecutor(WRITERS, "edge-ilseg-write") as writers:
 
@@ -232,7 +234,9 @@ def _run(
         try:
             for item in stream(loaded.session, by_name, read):
                 source = by_name[item.image_id]
-                if item.mask_HW is None or item.extra is None:
+                if isinstance(item.error, NoFrameError):  # a video has fewer frames than it could have
+                    absent += 1
+                elif item.mask_HW is None or item.extra is None:
                     bad_images.append(_bad(source, item.error))
                 else:
                     check_channels(item.mask_HW, len(loaded.manifest.classes))
@@ -240,7 +244,7 @@ def _run(
                     writing.append(writers.submit(_write, seen, loaded.manifest, out, alpha))
                 while len(writing) > WRITING:
                     images.append(writing.popleft().result())
-                done = len(images) + len(bad_images)
+                done = len(images) + len(bad_images) + absent
                 progress(f"images, {done} of {len(sources)}", done / len(sources))
             images += [waiting.result() for waiting in writing]
         finally:

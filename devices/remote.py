@@ -125,6 +125,8 @@ def verify_on_devices(
                 report = run_there(connection, settings, job, told.of(number))
         except EdgeIlsegError as error:
             return Outcome(device, None, error, copied)
+        except OSError as error:
+            return Outcome(device, None, _failed_here(device, error), copied)
         return Outcome(device, report, None, copied)
 
     with ThreadPoolExecutor(len(devices), "edge-ilseg-remote") as pool:
@@ -219,6 +221,17 @@ def check_greeting(device: Device, greeting: _Greeting) -> None:
             expected="onnxruntime or openvino",
             hint="on the device: pip install 'edge-ilseg[onnxruntime]' or 'edge-ilseg[openvino]'",
         )
+
+
+def _failed_here(device: Device, error: OSError) -> RemoteError:
+    """What kept this machine from its part: above all a folder for temporary files that is full (rule 3)."""
+    place = f", {error.filename}" if isinstance(error.filename, str) else ""
+    return RemoteError(
+        "this machine could not do its part of the verification on the device",
+        where=f"{device}{place}",
+        found=error.strerror or str(error),
+        hint="see whether there is space in the folder for temporary files (TMPDIR), and end other programs",
+    )
 
 
 def _localized(done: _Run, job: Job, device: Device) -> bytes:

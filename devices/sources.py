@@ -5,19 +5,21 @@
 2. An image is taken once, however often it is meant; earlier results are left out.
 3. A result is called like its image, by the path from the folder that all arguments have in common, without the suffix:
    `a/x.jpg` and `b/x.jpg` give `a/x` and `b/x`. Where two results would get one name, every name keeps its suffix.
-4. A GIF, PNG, WebP or TIFF of several frames is an image a frame: `clip/0000`, `clip/0001` and so on.
+4. A GIF, PNG, WebP or TIFF of several frames, and a video, is an image a frame: `clip/0000`, `clip/0001` and so on.
 5. Frames are RGB and upright, as `edge_ilseg.images.read_image` makes an image.
 6. The frames of a file are decoded in their order, once, whoever asks first. Those that build on a damaged one are
-   damaged too.
+   damaged too. Where the list of a TIFF's pages breaks off, the first that cannot be found is a damaged frame.
 """
 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -25,12 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_ilseg.errors import DataError
+from edge_ilseg.devices.video import VIDEO_SUFFIXES, VideoFrames, most_frames
+from edge_ilseg.errors import DataError, check_extra
 from edge_ilseg.images import DECODE_ERRORS, IMAGE_SUFFIXES, read_image, to_rgb
 
 MOVING_FORMATS = frozenset({"GIF", "PNG", "WEBP", "TIFF"})
 MOVING_SUFFIXES = (".gif", ".png", ".apng", ".webp", ".tif", ".tiff")
-SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *MOVING_SUFFIXES)))
+SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *MOVING_SUFFIXES, *VIDEO_SUFFIXES)))
 LEAST_DIGITS = 4
 NEW_SUBFILE_TYPE, REDUCED = 254, 1  # TIFF 6.0, section 8: bit 0 is set for a smaller version of another page
 
@@ -41,7 +44,7 @@ class Source(NamedTuple):
     path: Path
     """As it was given."""
     frame: int | None
-    """Which one, from 0; `None`: the file is one image."""
+    """Which one, from 0; `None`: the file is one image, or cannot be opened."""
     name: str
     """Of the result: relative, with `/`, without a suffix of its own, different for every source."""
 
@@ -57,6 +60,7 @@ def find_sources(arguments: Sequence[str], leave_out: Sequence[Path] = ()) -> tu
 
     Raises:
         DataError: an argument means no image, or the results of two would stand in each other's way.
+        MissingPackageError: there is a video, and what reads it is not installed.
     """
     found, common = _find_files(arguments, [Path(os.path.realpath(folder)) for folder in leave_out])
     files = [(path, absolute.relative_to(common), frame_numbers(path)) for absolute, path in found.items()]
@@ -108,21 +112,44 @@ def frame_numbers(path: Path) -> tuple[int, ...]:
     """Numbers of the frames of a moving image; empty for a file that is one image, or that cannot be opened.
 
     The still picture that an APNG holds for programs that cannot move it, and the small versions of a TIFF's pages,
-    are no frames.
+    are no frames. A video may have fewer frames than numbers: a number too many is a `NoFrameError` when it is read.
+
+    Raises:
+        MissingPackageError: what a video is read with is not installed.
     """
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        check_extra("video", ["av"], f"the video {shown_path(path)}")
+        return tuple(range(most_frames(path)))
     if path.suffix.lower() not in MOVING_SUFFIXES:
         return ()
     try:
         with Image.open(path) as image:
-            count = int(getattr(image, "n_frames", 1)) if image.format in MOVING_FORMATS else 1
-            numbers = list(range(count))
-            if image.format == "TIFF" and count > 1:
-                numbers = [number for number in numbers if not _is_reduced(image, number)]
-            elif image.info.get("default_image"):
-                del numbers[0]
+            if image.format == "TIFF":
+                numbers = _tiff_pages(image)
+            else:
+                numbers = list(range(getattr(image, "n_frames", 1) if image.format in MOVING_FORMATS else 1))
+                if image.info.get("default_image"):
+                    del numbers[0]
     except DECODE_ERRORS:
         return ()
     return tuple(numbers) if len(numbers) > 1 else ()
+
+
+def _tiff_pages(image: Image.Image) -> list[int]:
+    """Numbers of the pages that are no smaller versions of others; the first that is damaged is the last (rule 6)."""
+    numbers: list[int] = []
+    for number in itertools.count():
+        try:
+            image.seek(number)
+            is_reduced = int(getattr(image, "tag_v2", {}).get(NEW_SUBFILE_TYPE, 0)) & REDUCED
+        except EOFError:  # there are no more
+            break
+        except DECODE_ERRORS:
+            numbers.append(number)
+            break
+        if not is_reduced:
+            numbers.append(number)
+    return numbers
 
 
 class SourceReader:
@@ -153,73 +180,85 @@ class SourceReader:
         Raises:
             DataError: it is missing, damaged or no image.
         """
-        if source.frame is None:
+        if source.frame is not None:
+            return self._moving[source.path].read(source.frame)
+        if source.path.suffix.lower() not in VIDEO_SUFFIXES:
             return read_image(source.path)
-        return self._moving[source.path].read(source.frame)
+        with closing(VideoFrames(source.path, shown_path(source.path))) as frames:
+            found = frames.decode(0)
+        if isinstance(found, DataError):
+            raise found
+        return found
 
 
 class _MovingImage:
     """The frames of one file, each decoded once and in order (rule 6); closed after the last."""
 
     def __init__(self, path: Path, numbers: Sequence[int]) -> None:
-        self._path = path
+        self._shown = shown_path(path)
+        is_video = path.suffix.lower() in VIDEO_SUFFIXES
+        self._frames = VideoFrames(path, self._shown) if is_video else _ImageFrames(path, self._shown)
         self._left = deque(numbers)
         self._lock = threading.Lock()
-        self._image: Image.Image | None = None
         self._decoded: dict[int, NDArray[np.uint8] | DataError] = {}
-        self._broken: DataError | None = None
+        self._closed: DataError | None = None
 
     def read(self, number: int) -> NDArray[np.uint8]:
         with self._lock:
             while number not in self._decoded:
                 following = self._left.popleft()
-                self._decoded[following] = self._decode(following)
+                self._decoded[following] = self._closed or self._frames.decode(following)
             frame = self._decoded.pop(number)
             if not self._left:
-                self._close()
+                self._frames.close()
         if isinstance(frame, DataError):
             raise frame
         return frame
 
     def close(self) -> None:
         with self._lock:
-            self._broken = DataError(
+            self._closed = DataError(
                 "a file was closed before all its frames were read",
-                where=shown_path(self._path),
+                where=self._shown,
                 hint="run the same command again",
             )
-            self._close()
+            self._frames.close()
 
-    def _close(self) -> None:
+
+class _ImageFrames:
+    """Decodes the frames of an image that Pillow reads; nothing is open before the first, and after `close`."""
+
+    def __init__(self, path: Path, shown: str) -> None:
+        self._path = path
+        self._shown = shown
+        self._image: Image.Image | None = None
+        self._broken: DataError | None = None
+
+    def close(self) -> None:
         if self._image is not None:
             self._image.close()
             self._image = None
 
-    def _decode(self, number: int) -> NDArray[np.uint8] | DataError:
+    def decode(self, number: int) -> NDArray[np.uint8] | DataError:
         if self._broken is not None:
             return self._broken
         try:
             if self._image is None:
                 self._image = Image.open(self._path)
             self._image.seek(number)
-            return to_rgb(self._image, f"{shown_path(self._path)}, frame {number}")
+            return to_rgb(self._image, f"{self._shown}, frame {number}")
         except DataError as error:
             return error
         except DECODE_ERRORS as error:
             damage = DataError(
                 "a frame cannot be decoded: the file is truncated or damaged",
-                where=f"{shown_path(self._path)}, frame {number}",
+                where=f"{self._shown}, frame {number}",
                 found=str(error) or type(error).__name__,
                 hint="copy the file again from its source",
             )
             if self._image is None or self._image.format != "TIFF":  # elsewhere a frame builds on the one before
                 self._broken = damage
             return damage
-
-
-def _is_reduced(image: Image.Image, number: int) -> bool:
-    image.seek(number)
-    return bool(int(getattr(image, "tag_v2", {}).get(NEW_SUBFILE_TYPE, 0)) & REDUCED)
 
 
 def _places(argument: str) -> list[Path]:

@@ -29,8 +29,12 @@ VOID_COLOR: Color = (224, 224, 192)
 """The colour that PASCAL VOC gives to void."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow's decoders raise on damaged bytes; OSError holds its "truncated" and "cannot identify"."""
+DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow's decoders raise on damaged bytes; OSError holds its "truncated" and "cannot identify", TypeError a TIFF
+page without its size."""
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -26,8 +27,9 @@ from rich.console import Console
 from edge_ilseg.bundle import Manifest, Precision, Runtime, read_manifest, write_manifest
 from edge_ilseg.cli.bench import bench
 from edge_ilseg.devices import bench as bench_module
+from edge_ilseg.devices import bench_process
 from edge_ilseg.devices.bench import bench_bundles, find_models, leave_out_missing
-from edge_ilseg.devices.bench_child import Load, Measure, measure
+from edge_ilseg.devices.bench_child import Load, Loaded, Measure, MeasureSideBySide, measure, measure_side_by_side
 from edge_ilseg.devices.bench_plot import (
     BAR_COLORS,
     PAPER,
@@ -41,6 +43,8 @@ from edge_ilseg.devices.bench_report import (
     BenchReport,
     ModelBench,
     RoundSample,
+    Settings,
+    SideBySideSample,
     Skipped,
     StartSample,
     encode_bench,
@@ -78,7 +82,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen
             super().__init__(*arguments, **options)
             made.append(self)
 
-    monkeypatch.setattr(bench_module.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(bench_process.subprocess, "Popen", Recorded)
     yield made
     assert all(process.returncode is not None for process in made)
 
@@ -88,6 +92,7 @@ def model_of(
 ) -> ModelBench:
     """A model as if it had been measured."""
     rounds = tuple(RoundSample(item, sum(item), 2 * sum(item)) for item in latencies_ms)
+    side_by_side = tuple(SideBySideSample(2 * len(item), sum(item)) for item in latencies_ms)
     starts = tuple(StartSample(300.0, 100.0, 50.0, 5.0) for _ in rounds)
     return ModelBench(
         bundle=bench_module.BundleFacts(folder=folder, step_name="01-boat"),
@@ -101,8 +106,10 @@ def model_of(
         golden_agreement=1.0,
         starts=starts,
         rounds=rounds,
+        concurrent_runs=2,
+        side_by_side=side_by_side,
         peak_rss_mib=80.0,
-        summary=summarize(starts, rounds),
+        summary=summarize(starts, rounds, side_by_side),
         error=None,
     )
 
@@ -139,6 +146,9 @@ def test_every_model_is_measured_in_every_round_and_every_sample_is_kept(report:
         assert len(model.starts) == len(model.rounds) == ROUNDS
         assert all(len(sample.latencies_ms) == RUNS for sample in model.rounds)
         assert all(value > 0 for sample in model.rounds for value in sample.latencies_ms)
+        assert model.concurrent_runs is not None
+        assert [sample.images for sample in model.side_by_side] == [RUNS * model.concurrent_runs] * ROUNDS
+        assert all(sample.wall_ms > 0 for sample in model.side_by_side)
         assert model.runtime_version is not None
         assert model.runtime_version.startswith(model.runtime)
         assert model.golden_agreement == 1.0
@@ -166,8 +176,9 @@ def test_models_take_turns_and_each_start_has_a_process_of_its_own(
 ) -> None:
     told: list[str] = []
     bench_bundles([folder], **FAST, progress=lambda text, _: told.append(text))
-    turns = [text.partition(": ")[2] for text in told if text.startswith("measuring")]
-    assert turns == ["onnxruntime fp32", "openvino fp32"] * 2
+    for what in ("measuring", "several side by side"):
+        turns = [text.partition(": ")[2] for text in told if text.startswith(what)]
+        assert turns == ["onnxruntime fp32", "openvino fp32"] * 2
     assert len(processes) == 4  # two that stay, and two fresh ones in the second round
     assert [process.returncode for process in processes] == [0] * 4
 
@@ -297,7 +308,7 @@ def test_a_process_that_dies_between_rounds_is_reported_with_its_signal_and_its_
     assert died.error is not None
     assert "the process of a model has ended" in died.error
     assert "exit status -9" in died.error
-    assert (len(died.rounds), died.summary) == (1, None)
+    assert (len(died.rounds), died.side_by_side, died.summary) == (1, (), None)
     assert len(other.rounds) == 3
     assert parse_bench(encode_bench(found)) == found
 
@@ -305,10 +316,54 @@ def test_a_process_that_dies_between_rounds_is_reported_with_its_signal_and_its_
 def test_a_process_that_ends_in_a_defect_tells_the_last_line_of_its_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_module, "START", "raise RuntimeError('a defect')")
+    monkeypatch.setattr(bench_process, "START", "raise RuntimeError('a defect')")
     found = bench_bundles([folder], **FAST, runtime="onnxruntime")
     assert found.models[0].error is not None
     assert "exit status 1: RuntimeError: a defect" in found.models[0].error
+
+
+def test_a_model_that_hangs_is_ended_and_reported_and_the_others_are_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, processes: list[subprocess.Popen[bytes]]
+) -> None:
+    """Rule 6 of `devices/bench.py`."""
+    hang = """
+    import sys, time
+    sys.path.insert(0, sys.argv[1])
+    from edge_ilseg.devices import bench_child
+    original = bench_child.measure_side_by_side
+    def measure(session, *arguments):
+        if session.runtime_version.startswith("onnxruntime"):
+            time.sleep(1000)
+        return original(session, *arguments)
+    bench_child.measure_side_by_side = measure
+    bench_child.main()
+    """
+    monkeypatch.setattr(bench_process, "START", textwrap.dedent(hang))
+    monkeypatch.setattr(bench_module._Measuring, "_patience_s", lambda *_: 6.0)
+    hung, measured = bench_bundles([folder], threads=1, rounds=1, runs=1).models
+    assert hung.error is not None
+    assert "a model hangs" in hung.error
+    assert "no answer within 6 s" in hung.error
+    assert (len(hung.rounds), hung.side_by_side, hung.summary) == (1, (), None)
+    assert measured.summary is not None
+    assert [process.returncode for process in processes] == [-signal.SIGKILL, 0]
+
+
+def test_a_process_that_never_answers_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_process, "START", "import time; time.sleep(1000)")
+    request = Load(str(folder), "onnxruntime", "fp32", 1)
+    with (
+        bench_process.ModelProcess("boat") as process,
+        pytest.raises(EdgeIlsegError, match=r"(?s)a model hangs.*boat.*no answer within 0 s"),
+    ):
+        process.ask(request, Loaded, 0.3)
+
+
+def test_a_slow_model_has_more_patience_than_a_fast_one(folder: Path) -> None:
+    measuring = bench_module._Measuring(find_models(folder, "onnxruntime", None)[0], Settings(5, 30, 3, None))
+    measuring._starts = [StartSample(300.0, 100.0, 50.0, 2000.0)]
+    assert measuring._patience_s() == 300 + 20 * 33 * 2
+    assert measuring._patience_s(4) == 300 + 20 * 33 * 2 * 4
 
 
 def test_no_process_is_left_when_a_user_stops_the_benchmark(
@@ -383,6 +438,38 @@ def test_a_round_times_so_many_runs_after_others_that_are_not_timed() -> None:
     assert (session.runs, len(sample.latencies_ms)) == (8, 5)
 
 
+def test_side_by_side_as_many_images_run_at_the_same_time_as_the_session_takes() -> None:
+    class Meeting:
+        """Nobody leaves before three are there: fewer at a time would break the barrier."""
+
+        concurrent_runs = 3
+        runs = 0
+
+        def __init__(self) -> None:
+            self.barrier = threading.Barrier(3, action=self.count)
+
+        def count(self) -> None:
+            self.runs += 3
+
+        def mask(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            self.barrier.wait(60)
+            return image_HWC[:, :, 0]
+
+    session = Meeting()
+    request = MeasureSideBySide(warm_up_runs=2, runs=5)
+    sample = measure_side_by_side(session, np.zeros((2, 2, 3), np.uint8), request)  # type: ignore[arg-type]
+    assert (session.runs, sample.images) == (21, 15)
+
+
+def test_a_process_that_loads_again_runs_several_at_a_time_and_has_let_go_of_the_model_before(folder: Path) -> None:
+    alone = Load(str(folder), "onnxruntime", "fp32", 2)
+    requests = (alone, Measure(0, 1), msgspec.structs.replace(alone, hint="throughput"), MeasureSideBySide(0, 2))
+    done = run_child("from edge_ilseg.devices import bench_child as c; c.main()", *requests)
+    first, _, second, measured = (json.loads(line) for line in done.stdout.splitlines())
+    assert (first["concurrent_runs"], second["concurrent_runs"]) == (1, 2)
+    assert measured["sample"]["images"] == 4
+
+
 def test_ctrl_c_is_left_to_the_process_that_asks(folder: Path) -> None:
     command = [sys.executable, "-m", "edge_ilseg.devices.bench_child"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -409,7 +496,8 @@ def test_figures_are_medians_over_rounds_of_what_is_taken_within_each() -> None:
         RoundSample((2.0, 2.0, 2.0, 90.0), 96.0, 48.0),
         RoundSample((5.0, 5.0, 7.0, 7.0), 24.0, 40.0),
     ]
-    found = summarize(starts, rounds)
+    side_by_side = [SideBySideSample(8, 20.0), SideBySideSample(8, 160.0), SideBySideSample(8, 40.0)]
+    found = summarize(starts, rounds, side_by_side)
     assert found.cold_start_ms == 469.0  # of 455, 469, 1056
     assert found.first_frame_ms == 6.0
     assert found.latency_median_ms == 2.5  # of 2.5, 2, 6
@@ -417,6 +505,7 @@ def test_figures_are_medians_over_rounds_of_what_is_taken_within_each() -> None:
     assert found.latency_spread_pct == pytest.approx(160.0)  # (6 - 2) / 2.5
     assert found.frames_per_s == pytest.approx(1000 * 4 / 24)  # of 400, 41.7, 166.7
     assert found.cpu_ms_per_frame == 10.0  # of 5, 12, 10
+    assert found.side_by_side_per_s == 200.0  # of 400, 50, 200
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20, 30, 99])
@@ -435,14 +524,16 @@ def test_one_disturbed_round_does_not_move_the_figures() -> None:
     quiet = RoundSample((1.0,) * 10, 10.0, 10.0)
     disturbed = RoundSample((50.0,) * 10, 500.0, 10.0)
     start = StartSample(1, 1, 1, 1)
-    calm, shaken = summarize([start], [quiet] * 5), summarize([start], [quiet, quiet, disturbed, quiet, quiet])
+    others = [SideBySideSample(10, 5.0)]
+    calm = summarize([start], [quiet] * 5, others)
+    shaken = summarize([start], [quiet, quiet, disturbed, quiet, quiet], others)
     assert msgspec.structs.replace(shaken, latency_spread_pct=0.0) == calm
     assert shaken.latency_spread_pct == pytest.approx(4900.0)
 
 
 def test_the_figures_of_a_report_follow_from_its_samples(report: BenchReport) -> None:
     for model in report.models:
-        assert model.summary == summarize(model.starts, model.rounds)
+        assert model.summary == summarize(model.starts, model.rounds, model.side_by_side)
         medians = [median(sample.latencies_ms) for sample in model.rounds]
         assert model.summary.latency_median_ms == median(medians)
 
@@ -462,8 +553,9 @@ def test_a_report_whose_figures_do_not_follow_from_its_samples_is_refused(report
     faster = msgspec.structs.replace(model.summary, latency_median_ms=0.001)
     with pytest.raises(ReportError, match="do not follow from its samples"):
         parse_bench(encode_bench(with_models(report, msgspec.structs.replace(model, summary=faster))))
-    with pytest.raises(ReportError, match="no usable samples"):
-        parse_bench(encode_bench(with_models(report, msgspec.structs.replace(model, rounds=()))))
+    for part in ("starts", "rounds", "side_by_side"):
+        with pytest.raises(ReportError, match="no usable samples"):
+            parse_bench(encode_bench(with_models(report, msgspec.structs.replace(model, **{part: ()}))))
     silent = RoundSample((), 0.0, 0.0)
     with pytest.raises(ReportError, match="no usable samples"):
         parse_bench(encode_bench(with_models(report, msgspec.structs.replace(model, rounds=(silent,)))))
@@ -477,7 +569,7 @@ def test_a_failed_model_has_no_figures(report: BenchReport) -> None:
 
 def test_another_version_and_another_exit_code_are_refused(report: BenchReport) -> None:
     with pytest.raises(ReportError, match="a format that this version does not read"):
-        parse_bench(encode_bench(msgspec.structs.replace(report, format_version=2)))
+        parse_bench(encode_bench(msgspec.structs.replace(report, format_version=1)))
     with pytest.raises(ReportError, match="exit code"):
         parse_bench(encode_bench(msgspec.structs.replace(report, exit_code=3)))
 
@@ -489,6 +581,7 @@ def test_the_table_shows_each_model_and_the_load_of_the_device(report: BenchRepo
     text = as_text(with_models(report, model_of(((1.0, 2.0, 3.0),)), model_of(((20.0, 20.0, 44.0),))))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
     assert rows[0][:4] == ["onnxruntime int8", "2.00", "3.00", "3.00"]
+    assert rows[0][5:7] == ["500.0", "1000.0 (2)"]
     assert rows[1][:4] == ["onnxruntime int8", "20.0", "44.0", "44.0"]
     assert "bundle boat (step 01-boat)" in text
     assert report.device_before.load_average is not None

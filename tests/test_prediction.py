@@ -633,6 +633,28 @@ def test_a_page_of_a_tiff_that_is_damaged_spoils_no_other(
     assert [item.frame for item in found.bad_images] == [1]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_tiff_whose_list_of_pages_breaks_off_has_a_bad_image_there(
+    bundle: Path, frames: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """Pillow raises a `TypeError` for a page without its size."""
+    path = save_moving(tmp_path / "clip.tif", frames)
+    with Image.open(path) as image:
+        places = []
+        for number in range(4):
+            image.seek(number)
+            places.append(image._frame_pos[number])
+    data = bytearray(path.read_bytes())
+    data[places[2] : places[2] + 2] = b"\0\0"  # the directory of the third page has no entries
+    path.write_bytes(data)
+    found = look(bundle, tmp_path / "out", path)
+    assert [item.frame for item in found.images] == [0, 1]
+    assert [item.frame for item in found.bad_images] == [2]
+    assert "Missing dimensions" in found.bad_images[0].reason
+    path.write_bytes(data[: places[2] + 1])
+    assert [item.frame for item in look(bundle, tmp_path / "more", path).bad_images] == [2]
+
+
 def test_the_still_picture_of_an_apng_and_the_small_pages_of_a_tiff_are_no_frames(
     frames: NDArray[np.uint8], tmp_path: Path
 ) -> None:

@@ -44,7 +44,8 @@ def test_a_terminal_sees_each_stage_grow_and_the_bar_go() -> None:
     lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen).decode().replace("\r", "\n").split("\n")
     training = [line for line in lines if line.startswith("work: training, step")]
     scoring = [line for line in lines if line.startswith("work: scoring")]
-    assert training and scoring
+    assert training
+    assert scoring
     assert lines.index(training[-1]) < lines.index(scoring[0])
     assert re.search(r"\d:\d\d:\d\d", training[-1])
     filled = [line.count("━") for line in training]

@@ -46,7 +46,8 @@ def bench(
 
     Each model runs in processes of its own, on a golden image of its bundle at the size that the model takes: decoding
     and resizing are not measured. A cold start is everything from the making of a process to its first mask, the import
-    of the runtime included. Figures are medians over the rounds. Needs a runtime, and no torch.
+    of the runtime included. Images a second are given one after another, and side by side, as verify and predict run
+    them. Figures are medians over the rounds. Needs a runtime, and no torch.
 
     \b
     edge-ilseg bench boat.bundle

@@ -62,8 +62,8 @@ def predict(
     which holds the classes as indices with their colours as palette, and DIR/overlays/NAME.png, the image with the
     colours over it and a legend under it; both in the image's own size, turned upright. NAME keeps sub-folders.
 
-    A GIF, APNG, WebP or TIFF of several frames is taken frame by frame: NAME/0000.png and so on. Other videos have to
-    be unpacked into images first, as with: ffmpeg -i clip.mp4 frames/%06d.png
+    A GIF, APNG, WebP or TIFF of several frames is taken frame by frame: NAME/0000.png and so on. So is a video (mp4,
+    mov, mkv, webm, avi), which needs: pip install 'edge-ilseg[video]'
 
     A bad image is named, and the others go on. Needs a runtime, and no torch.
 
@@ -71,6 +71,7 @@ def predict(
     edge-ilseg predict boat.bundle harbour.jpg --out seen
     edge-ilseg predict boat.bundle photos 'more/**/*.jpg' --out seen --replace --alpha 0.7
     edge-ilseg predict boat.bundle clip.gif --out seen --runtime openvino --precision fp32 --json
+    edge-ilseg predict boat.bundle clip.mp4 --out seen --no-overlay
 
     \b
     exit code 0   every image was read
@@ -106,6 +107,7 @@ def predict(
 
 def _summary(predictions: Predictions) -> RenderableType:
     """Classes over all images, the bad images, how many of each. Names are shown as they are, never as markup."""
+    from collections import Counter
     from statistics import median
 
     from rich.console import Group
@@ -118,7 +120,9 @@ def _summary(predictions: Predictions) -> RenderableType:
         others = f", {count} images side by side" if (count := predictions.side_by_side) > 1 else ""
         parts.append(Text(f"{model}: {latency_ms:.1f} ms an image (median, the model alone{others})"))
         parts.append(_class_table(predictions))
-    parts += [Text(f"bad image: {bad.reason}", style="bold red") for bad in predictions.bad_images]
+    for reason, count in Counter(bad.reason for bad in predictions.bad_images).items():
+        others = f" (and {count - 1} more, for this reason)" if count > 1 else ""  # frames that build on a damaged one
+        parts.append(Text(f"bad image: {reason}{others}", style="bold red"))
     counts = f"{len(predictions.images)} of {len(predictions.images) + len(predictions.bad_images)} images -> "
     parts.append(Text(counts + predictions.out, style="bold red" if predictions.bad_images else "green"))
     return Group(*parts)

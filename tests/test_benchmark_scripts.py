@@ -1,0 +1,123 @@
+"""What the scripts of `benchmarks/` measure and judge, on bundles that are known exactly."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmark_scripts import load_benchmark
+from bundles import BASE_COUNT, grown_model, write_color_folder, write_family
+from fakes import HEIGHT_PX, WIDTH_PX
+
+from edge_ilseg.bundle import read_manifest
+from edge_ilseg.data.folder import Folder
+from edge_ilseg.devices.evaluation import count_old
+from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.loaded_bundle import load_bundle
+from edge_ilseg.devices.verification import VerifyRequest
+
+device_start = load_benchmark("device_start")
+planted = load_benchmark("planted_regressions")
+verify_pipeline = load_benchmark("verify_pipeline")
+
+LIMITS = Limits(max_old_miou_drop_pct=2.0, max_class_drop_pct=30.0)
+
+
+# planted regressions
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(write_color_folder(tmp_path_factory.mktemp("data") / "colors", count=40))
+
+
+def judged(folder: Path, images: Folder, count: int, forget: str | None) -> tuple[str, str, str]:
+    """Verdict on the mean, verdict on the worst class, the printed row."""
+    child, parent = write_family(folder, forget=forget)
+    request = VerifyRequest(max_images=count, latency_runs=1, threads=1, limits=LIMITS, with_evidence=False)
+    found = planted.judge(child, parent, images, request)
+    return found.mean.verdict, found.worst.verdict, found.row()
+
+
+def test_a_class_that_was_spoilt_is_refused_by_its_name(images: Folder, tmp_path: Path) -> None:
+    mean, worst, row = judged(tmp_path, images, 40, "grass")
+    assert (mean, worst) == ("failed", "failed")
+    assert "grass" in row
+
+
+def test_a_bundle_in_which_nothing_changed_passes(images: Folder, tmp_path: Path) -> None:
+    mean, worst, row = judged(tmp_path, images, 40, None)
+    assert (mean, worst) == ("passed", "passed")
+    assert "0.00 to 0.00" in row
+
+
+def test_a_few_images_are_never_enough_to_pass(images: Folder, tmp_path: Path) -> None:
+    mean, worst, row = judged(tmp_path, images, 3, None)
+    assert {mean, worst} == {"too few images"}
+    assert row
+
+
+def test_a_lowered_class_is_seen_nowhere_and_the_others_are_where_they_were() -> None:
+    model, spoilt = grown_model(2), grown_model(2)
+    channel = BASE_COUNT - 1
+    planted.lower(spoilt, [channel])
+    with torch.no_grad():
+        image_NCHW = (torch.rand(2, 3, HEIGHT_PX, WIDTH_PX, generator=torch.Generator().manual_seed(0)) - 0.5) * 2
+        before_NCHW, after_NCHW = model(image_NCHW).logits_NCHW, spoilt(image_NCHW).logits_NCHW
+    others = [item for item in range(before_NCHW.shape[1]) if item != channel]
+    torch.testing.assert_close(after_NCHW[:, others], before_NCHW[:, others])
+    torch.testing.assert_close(after_NCHW[:, channel], before_NCHW[:, channel] + planted.NEVER)
+
+
+# from files to scores
+
+
+def test_the_long_run_scores_so_many_images_and_looks_at_the_memory_ten_times(images: Folder, tmp_path: Path) -> None:
+    child, _ = write_family(tmp_path)
+    manifest = read_manifest(child)
+    session = load_bundle(child, manifest, "onnxruntime", "fp32", 1).session
+    memory_mib, kept = verify_pipeline.long_run(session, images, images.ids("test")[:7], manifest, 30)
+    assert [done for done, _ in memory_mib] == list(range(3, 31, 3))
+    assert all(mib > 10 for _, mib in memory_mib)
+    assert len(kept.latencies_ms) == len(kept.old_counts) == 30
+
+
+@pytest.mark.parametrize("class_count", [21, 151])
+def test_of_an_image_an_evaluation_keeps_three_numbers_a_class_and_no_confusion_matrix(class_count: int) -> None:
+    confusion = np.random.default_rng(0).integers(0, 100, (class_count, class_count))
+    counts = [count_old(confusion, class_count - 1) for _ in range(50)]
+    found = verify_pipeline.Evaluation(confusion, (), counts, [1.5] * 50)
+    numbers_bytes = 3 * 8 * (class_count - 1)
+    assert numbers_bytes < verify_pipeline.kept_bytes(found) / 50 < numbers_bytes + 600
+
+
+# the start
+
+
+def test_commands_take_turns_and_the_first_round_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def cost_of(command: list[str]) -> object:
+        asked.append(tuple(command[1:]))
+        return device_start.Cost(1.0, 0.02 * len(asked))
+
+    monkeypatch.setattr(device_start, "cost_of", cost_of)
+    costs = device_start.measure(2)
+    assert asked == list(device_start.COMMANDS.values()) * 3
+    assert all(len(found) == 2 for found in costs.values())
+    head, first, *others = device_start.rows(costs)
+    assert "CPU, s" in head
+    assert first.split()[-1] == "1.0"
+    assert len(others) == len(device_start.COMMANDS) - 1
+
+
+def test_the_cost_of_a_process_is_its_own() -> None:
+    busy = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
+    found = device_start.cost_of([sys.executable, "-c", busy])
+    assert 0.2 <= found.cpu_s < 2.0
+    assert found.wall_s >= 0.2
+    with pytest.raises(device_start.subprocess.CalledProcessError):
+        device_start.cost_of([sys.executable, "-c", "raise SystemExit(3)"])
