@@ -9,6 +9,9 @@
    quantiles are widened to sqrt(N / (N - 1)) t, as in the expanded percentile interval of Hesterberg (What Teachers
    Should Know About the Bootstrap, 2015): in simulation 60 images then cover 93.7 % in place of 92.9.
 4. The same counts and seed give the same interval.
+5. An interval tells how much the images differ among each other, not whether they are enough: images that agree with
+   one another give an interval without width, and be they two. How many it takes is asked by the verdict
+   (`edge_ilseg.devices.retention`).
 """
 
 from __future__ import annotations

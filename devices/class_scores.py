@@ -30,6 +30,7 @@ def class_scores(
     confusion: NDArray[np.int64],
     parent_confusion: NDArray[np.int64] | None,
     drops: Sequence[Interval] = (),
+    images: Sequence[int] = (),
 ) -> tuple[ClassScore, ...]:
     """Score every class of a bundle, and its parent on the old ones.
 
@@ -38,6 +39,7 @@ def class_scores(
         confusion: int64, K x K, in the bundle's channels.
         parent_confusion: the same of the parent, in the bundle's channels too.
         drops: interval of the drop of each old class, or nothing.
+        images: how many images show each old class, or nothing.
     """
     old_count = manifest.old_count
     iou = measured_iou(confusion, old_count)
@@ -54,6 +56,7 @@ def class_scores(
             parent_iou=known(parent_iou[channel]),
             drop_low_pct=known(drops[channel].low) if channel < len(drops) else None,
             drop_high_pct=known(drops[channel].high) if channel < len(drops) else None,
+            images=images[channel] if channel < len(images) else None,
         )
         for channel, entry in enumerate(manifest.classes)
     )

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import INT8_FLAGS, DeviceFacts
-from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.limits import Limits, check_finite
 from edge_ilseg.errors import ConfigError, choice_hint
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -93,6 +93,7 @@ def read_profile(name: str) -> DeviceProfile:
             found=str(error),
             hint="correct this field, and check it: edge-ilseg device facts --profile FILE",
         ) from error
+    check_finite(profile.limits, where=path)
     unknown = [flag for flag in profile.int8_flags if flag not in INT8_FLAGS]
     if unknown:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 1. Every fact may be missing; a missing one is `None`, and `missing` says why. Nothing is guessed.
 2. Reading facts changes nothing on the device and needs no special rights.
+3. A few facts are essential (`lacking_facts`): without them nobody can tell what a verdict was given on.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def read_device_facts(*, proc: Path = Path("/proc"), sysfs: Path = Path("/sys"))
         int8_flags=attempt("int8_flags", lambda: parse_int8_flags(cpuinfo)),
         cores=attempt("cores", usable_cores),
         governor=attempt("governor", lambda: _line(sysfs / "devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-        memory_mib=attempt("memory_mib", lambda: parse_memory_mib((proc / "meminfo").read_text())),
+        memory_mib=attempt("memory_mib", lambda: _memory_mib(proc)),
         load_average=attempt("load_average", os.getloadavg),
         system=attempt("system", _system),
         python=platform.python_version(),
@@ -88,6 +89,30 @@ def read_device_facts(*, proc: Path = Path("/proc"), sysfs: Path = Path("/sys"))
         versions={name: attempt(f"versions.{name}", partial(metadata.version, name)) for name in PACKAGES},
         missing=missing,
     )
+
+
+def lacking_facts(facts: DeviceFacts) -> tuple[str, ...]:
+    """Which essential facts are not known (rule 3): the machine, its processor or int8 flags, its cores, its memory.
+
+    Servers with ARM processors give flags and no name; either says what computes int8.
+    """
+    has_processor = facts.processor is not None or facts.int8_flags is not None
+    known = {
+        "machine": facts.machine is not None,
+        "processor": has_processor,
+        "cores": facts.cores is not None,
+        "memory": facts.memory_mib is not None,
+    }
+    return tuple(name for name, is_known in known.items() if not is_known)
+
+
+def read_available_mib(*, proc: Path = Path("/proc")) -> int | None:
+    """Memory that programs can still get without swapping, MiB; `None` where the system does not tell."""
+    try:
+        match = re.search(r"^MemAvailable:\s*(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) // 1024 if match else None
 
 
 def usable_cores() -> int:
@@ -153,10 +178,18 @@ def read_peak_rss_mib(*, proc: Path = Path("/proc")) -> float | None:
 
 
 def _processor(cpuinfo: str, proc: Path) -> str:
+    if sys.platform != "linux" and platform.processor():
+        return platform.processor()
     try:
         return parse_processor(cpuinfo)
     except ValueError:  # most ARM boards name themselves in the device tree only
         return _line(proc / "device-tree/model")
+
+
+def _memory_mib(proc: Path) -> int:
+    if sys.platform == "darwin":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return parse_memory_mib((proc / "meminfo").read_text())
 
 
 def _line(path: Path) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import COPY_AGAIN, Manifest, ModelEntry, Precision, Runtime
 from edge_ilseg.devices.evaluation import check_channels
+from edge_ilseg.devices.fit import check_memory, check_opset
 from edge_ilseg.devices.runtime import Hint, Session, check_fit, installed_runtimes, load_session
 from edge_ilseg.devices.verify_report import BundleFacts, ModelFacts
 from edge_ilseg.errors import BundleError, check_extra
@@ -62,7 +63,8 @@ def load_bundle(
     """Load a model and its golden arrays, and check that they are what the manifest declares.
 
     Raises:
-        BundleError: the bundle has no such model, or its contents are not those that the manifest declares.
+        BundleError: the bundle has no such model, its contents are not those that the manifest declares, or the model
+            needs a newer runtime or more memory.
         MissingPackageError: the runtime is not installed.
     """
     try:
@@ -70,8 +72,11 @@ def load_bundle(
     except BundleError as error:
         error.where = folder
         raise
+    path = folder / entry.files[0]
+    check_opset(entry, where=path)
+    check_memory(sum(manifest.files[name].bytes for name in entry.files), where=path)
     session = load_session(folder, entry, threads=threads, hint=hint)
-    check_fit(session, manifest, where=folder / entry.files[0])
+    check_fit(session, manifest, where=path)
     size = (session.input_height_px, session.input_width_px)
     images = read_golden(folder / manifest.golden_images, (*size, 3))
     masks = read_golden(folder / entry.golden_masks, size)

@@ -1,22 +1,35 @@
-"""Peak memory of a model, measured in a process that does nothing else: `python -m edge_ilseg.devices.memory`.
+"""Peak memory of a model, measured in a process that does nothing else.
 
 The process that verifies holds a parent's model, images and counts besides: its own peak says nothing of the model.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+import edge_ilseg
 from edge_ilseg.bundle import Precision, Runtime, read_manifest
 from edge_ilseg.devices.facts import read_peak_rss_mib
 from edge_ilseg.devices.loaded_bundle import load_bundle
 from edge_ilseg.errors import BundleError, EdgeIlsegError
 
 TIMEOUT_S = 300
+START = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import edge_ilseg
+del sys.path[0]
+import runpy
+runpy.run_module("edge_ilseg.devices.memory", run_name="__main__")
+"""
+"""Like `-m`, with the very package that runs here, and without the current folder among the places of modules."""
+ANSWER = re.compile(r"^peak_rss_mib=(unknown|\d+(?:\.\d+)?)$", re.MULTILINE)
+"""The child's last word. A runtime, or a hook of the Python there, may print before and after it."""
 
 
 def measure_peak_rss_mib(folder: Path, runtime: Runtime, precision: Precision, threads: int | None) -> float | None:
@@ -32,13 +45,12 @@ def measure_peak_rss_mib(folder: Path, runtime: Runtime, precision: Precision, t
         None where the system does not tell the peak of a process.
 
     Raises:
-        BundleError: the process failed, or did not end in time.
+        BundleError: the process failed, did not end in time, or gave no answer.
     """
-    command = [sys.executable, "-m", "edge_ilseg.devices.memory", str(folder.resolve()), runtime, precision]
+    child = [sys.executable, "-P", "-c", START, str(Path(edge_ilseg.__file__).parents[1])]
+    command = [*child, str(folder.resolve()), runtime, precision, str(threads or "")]
     try:
-        done = subprocess.run(
-            [*command, str(threads or "")], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise BundleError(
             "the model did not run in time in a process of its own",
@@ -54,7 +66,16 @@ def measure_peak_rss_mib(folder: Path, runtime: Runtime, precision: Precision, t
             found=f"exit status {done.returncode}: {last[0]}",
             hint="a negative status is a signal: -9 usually means that the memory was not enough",
         )
-    return float(done.stdout) if done.stdout.strip() else None
+    answers = ANSWER.findall(done.stdout)
+    if not answers:
+        raise BundleError(
+            "the process that measures memory gave no answer",
+            where=folder,
+            found=done.stdout.strip()[-200:] or "nothing printed",
+            expected="peak_rss_mib=NUMBER",
+            hint="run the same command again; a hook of this Python may have replaced its output",
+        )
+    return None if answers[-1] == "unknown" else float(answers[-1])
 
 
 def main(folder: str, runtime: Runtime, precision: Precision, threads: str) -> None:
@@ -64,7 +85,7 @@ def main(folder: str, runtime: Runtime, precision: Precision, threads: str) -> N
     for image_HWC in loaded.golden_images_NHWC:
         loaded.session.mask(np.array(image_HWC))
     peak_mib = read_peak_rss_mib()
-    print("" if peak_mib is None else peak_mib)
+    print(f"\npeak_rss_mib={'unknown' if peak_mib is None else peak_mib}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from __future__ import annotations
 import functools
 import queue
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,32 +26,27 @@ from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Runtime
 from edge_ilseg.devices.facts import usable_cores
+from edge_ilseg.devices.layers import ExecutedLayer, count_precisions, openvino_layers
+from edge_ilseg.devices.ports import (
+    INPUT_NAME,
+    OUTPUT_LAYOUT,
+    Port,
+    check_input,
+    check_outputs,
+    onnxruntime_port,
+    openvino_ports,
+)
 from edge_ilseg.errors import BundleError, MissingPackageError, check_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-INPUT_NAME = "image"
 OPENVINO_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 """How every model is compiled (rule 4); the export compares models that are compiled in the same way."""
-IDLE_LAYERS = frozenset({"Input", "Output", "Const"})
 ORT_LOG_FATAL = 4
 IR_START = b"<?xml"
-OUTPUT_LAYOUT = {"mask": ("uint8", 3), "logits": ("float32", 4)}
-"""Element type and number of axes of each output."""
 
-Shape = tuple[int | None, ...]
 Hint = Literal["latency", "throughput"]
-
-
-class Port(msgspec.Struct, frozen=True):
-    """One input or output as the model declares it; `None` is a size that is not static."""
-
-    dtype: str
-    shape: Shape
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {' x '.join('?' if size is None else str(size) for size in self.shape)}"
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -61,7 +55,8 @@ class Opened(msgspec.Struct, frozen=True):
     version: str
     inputs: dict[str, Port]
     outputs: dict[str, Port]
-    precisions: dict[str, int] | None
+    layers: tuple[ExecutedLayer, ...] | None
+    """None: the runtime tells only in a run that it profiles (`executed_layers.py`)."""
     concurrent_runs: int
     """Calls of `run` that may go on at the same time."""
     run: Callable[[NDArray[np.uint8], str], NDArray[Any]]
@@ -74,17 +69,19 @@ class Session:
         runtime_version: name and version of the runtime, `"onnxruntime 1.32.0"`.
         input_height_px, input_width_px: size of the images that the model takes.
         class_count: channels of the `logits` output; `None` where the model has no such output.
-        executed_precisions: how many layers run in which element type; `None` where the runtime does not tell.
+        executed_layers: what runs, in which element type; `None` where the runtime does not tell without a profile.
+        executed_precisions: how many layers run in which element type; `None` as above.
         concurrent_runs: images that may be run at the same time; 1 in a session that was loaded for latency.
     """
 
     def __init__(self, opened: Opened, entry: ModelEntry, path: Path) -> None:
         """Check rule 2; raises `BundleError`."""
-        self.input_height_px, self.input_width_px = _check_input(opened.inputs, path)
-        _check_outputs(opened.outputs, entry, self.input_height_px, self.input_width_px, path)
+        self.input_height_px, self.input_width_px = check_input(opened.inputs, path)
+        check_outputs(opened.outputs, entry, self.input_height_px, self.input_width_px, path)
         self.class_count = opened.outputs["logits"].shape[1] if "logits" in entry.outputs else None
         self.runtime_version = opened.version
-        self.executed_precisions = opened.precisions
+        self.executed_layers = opened.layers
+        self.executed_precisions = None if opened.layers is None else count_precisions(opened.layers)
         self.concurrent_runs = opened.concurrent_runs
         self._run = opened.run
         self._output_names = entry.outputs
@@ -226,53 +223,53 @@ def _import_runtime(runtime: Runtime) -> ModuleType:
     return module
 
 
-def _check_input(inputs: Mapping[str, Port], path: Path) -> tuple[int, int]:
-    """Height and width of the one input, in pixels."""
-    match inputs:
-        case {"image": Port(dtype="uint8", shape=(1, int(height_px), int(width_px), 3))} if len(inputs) == 1:
-            return height_px, width_px
-    raise BundleError(
-        "the model's input is not an image",
-        where=path,
-        found=", ".join(f"{name}: {port}" for name, port in inputs.items()) or "no input",
-        expected=f"{INPUT_NAME}: uint8 1 x height x width x 3",
-        hint="export the bundle again",
-    )
+def runtime_release(runtime: Runtime) -> str:
+    """The release of an installed runtime, `"1.32.0"`.
+
+    Raises:
+        MissingPackageError: it is not installed, or does not start.
+    """
+    module: Any = _import_runtime(runtime)
+    return str(module.__version__) if runtime == "onnxruntime" else str(module.get_version()).split("-")[0]
 
 
-def _check_outputs(outputs: Mapping[str, Port], entry: ModelEntry, height_px: int, width_px: int, path: Path) -> None:
-    for name in dict.fromkeys(("mask", *entry.outputs)):
-        port = outputs.get(name)
-        found = None if port is None else (port.dtype, port.shape[:1], port.shape[-2:], len(port.shape))
-        dtype, axes = OUTPUT_LAYOUT[name]
-        if found != (dtype, (1,), (height_px, width_px), axes):
-            raise BundleError(
-                "the model does not have the outputs that the manifest declares",
-                where=path,
-                found=", ".join(f"{item}: {port}" for item, port in outputs.items()),
-                expected=f"{name}: {dtype} 1 x {'K x ' if name == 'logits' else ''}{height_px} x {width_px}",
-                hint="export the bundle again",
-            )
+def start_onnxruntime(
+    path: Path, threads: int | None, *, simulated: bool = False, profile_prefix: Path | None = None
+) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU provider, which prints nothing.
+
+    Args:
+        path: of the model.
+        threads: of one run; `None` leaves the choice to the runtime.
+        simulated: not optimized, so that nothing is put into integer kernels.
+        profile_prefix: where the profile of its runs is written, without the end of the name; `None`: there is none.
+
+    Raises:
+        MissingPackageError: onnxruntime is not installed, or does not start.
+        BundleError: it refuses the file.
+    """
+    ort: Any = _import_runtime("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = ORT_LOG_FATAL
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if simulated:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except onnxruntime_errors() as error:
+        raise _refused(path, "onnxruntime", error) from error
 
 
 def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool, hint: Hint) -> Opened:
     """Open a model on onnxruntime's CPU provider; simulated: not optimized; for throughput one thread a run."""
-    ort: Any = _import_runtime("onnxruntime")
-    failures = _onnxruntime_errors()
-    options = ort.SessionOptions()
-    options.log_severity_level = ORT_LOG_FATAL
-    options.inter_op_num_threads = 1
-    concurrent_runs = 1
-    if hint == "throughput":
-        concurrent_runs, options.intra_op_num_threads = threads or usable_cores(), 1
-    elif threads is not None:
-        options.intra_op_num_threads = threads
-    if simulated:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except failures as error:
-        raise _refused(path, "onnxruntime", error) from error
+    side_by_side = hint == "throughput"
+    session = start_onnxruntime(path, 1 if side_by_side else threads, simulated=simulated)
+    failures = onnxruntime_errors()
 
     def run(image_NHWC: NDArray[np.uint8], output: str) -> NDArray[Any]:
         try:
@@ -282,11 +279,11 @@ def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool, hint:
         return result
 
     return Opened(
-        version=f"onnxruntime {ort.__version__}",
-        inputs={port.name: _onnxruntime_port(port) for port in session.get_inputs()},
-        outputs={port.name: _onnxruntime_port(port) for port in session.get_outputs()},
-        precisions=None,
-        concurrent_runs=concurrent_runs,
+        version=f"onnxruntime {runtime_release('onnxruntime')}",
+        inputs={port.name: onnxruntime_port(port) for port in session.get_inputs()},
+        outputs={port.name: onnxruntime_port(port) for port in session.get_outputs()},
+        layers=None,
+        concurrent_runs=(threads or usable_cores()) if side_by_side else 1,
         run=run,
     )
 
@@ -296,7 +293,7 @@ def _open_in_openvino(path: Path, threads: int | None, simulated: bool, hint: Hi
 
     For throughput: with as many requests as OpenVINO thinks best for this model on this processor.
     """
-    openvino: Any = _import_runtime("openvino")
+    _import_runtime("openvino")
     with path.open("rb") as file:
         if file.read(len(IR_START)) != IR_START:  # OpenVINO would try its readers of other formats, which print
             raise _refused(path, "openvino", ValueError("not an OpenVINO IR, which is XML"))
@@ -327,10 +324,10 @@ def _open_in_openvino(path: Path, threads: int | None, simulated: bool, hint: Hi
         return result
 
     return Opened(
-        version=f"openvino {str(openvino.get_version()).split('-')[0]}",
-        inputs=_openvino_ports(compiled.inputs, (INPUT_NAME,)),
-        outputs=_openvino_ports(compiled.outputs, tuple(OUTPUT_LAYOUT)),
-        precisions=layer_precisions(compiled),
+        version=f"openvino {runtime_release('openvino')}",
+        inputs=openvino_ports(compiled.inputs, (INPUT_NAME,)),
+        outputs=openvino_ports(compiled.outputs, tuple(OUTPUT_LAYOUT)),
+        layers=openvino_layers(compiled),
         concurrent_runs=best,
         run=run,
     )
@@ -351,44 +348,9 @@ def _refused(path: Path, runtime: str, error: Exception, *, what: str = "refuses
     )
 
 
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
     """onnxruntime's exceptions have no base class of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     found = [item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception)]
     return (*found, RuntimeError)
-
-
-def _onnxruntime_port(port: Any) -> Port:
-    names = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-    return Port(
-        dtype=names.get(port.type, port.type),
-        shape=tuple(size if isinstance(size, int) else None for size in port.shape),
-    )
-
-
-def _openvino_ports(ports: list[Any], known: tuple[str, ...]) -> dict[str, Port]:
-    """Ports by name. A port may carry several names: the one we look for counts."""
-    found = {}
-    for port in ports:
-        names = sorted(port.get_names()) or ["(no name)"]
-        name = next((item for item in known if item in names), names[0])
-        shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
-        kind = port.get_element_type().get_type_name()
-        found[name] = Port(dtype={"u8": "uint8", "f32": "float32"}.get(kind, kind), shape=shape)
-    return found
-
-
-def layer_precisions(compiled: Any, layer_types: Collection[str] | None = None) -> dict[str, int]:
-    """How many layers of a model that OpenVINO has compiled run in which element type: `{"f32": 3, "u8": 41}`.
-
-    Args:
-        compiled: an `openvino.CompiledModel`.
-        layer_types: count only these, as "Convolution"; `None` counts every layer that computes.
-    """
-    layers = [dict(layer.get_rt_info()) for layer in compiled.get_runtime_model().get_ordered_ops()]
-    pairs = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in layers]
-    counted = (
-        kind for layer, kind in pairs if (layer not in IDLE_LAYERS if layer_types is None else layer in layer_types)
-    )
-    return dict(sorted(Counter(counted).items()))

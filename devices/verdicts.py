@@ -1,10 +1,9 @@
 """Decide: numbers and limits in, verdicts out. Nothing here reads a file or runs a model.
 
-1. A value that equals its limit passes. A value that is not a number fails.
-2. Old classes are compared on the pixels whose truth is an old class, over the classes that have such a pixel: the same
-   pixels and the same classes for a bundle and its parent.
-3. A drop is judged by its 95 % interval over images: it passes when the whole interval is within the limit, fails when
-   the whole interval is beyond it, and in between the images are too few to tell. That is no pass.
+1. A value that equals its limit passes. A value that is not a number fails; a limit that is none is refused.
+2. What was forgotten is decided in `edge_ilseg.devices.retention`.
+3. On images without labels a bundle has to agree with its parent by a limit of its own where none is given: else a
+   bundle that calls everything something else would pass.
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision
-from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.limits import Limits, check_finite
 from edge_ilseg.devices.unlabelled import Unlabelled
-from edge_ilseg.devices.verify_report import CHECKS, GRAVITY, Check, CheckName, ClassScore, Scores, Verdict
+from edge_ilseg.devices.verify_report import CHECKS, Check, CheckName, Scores
 from edge_ilseg.errors import (
     EXIT_ARTEFACT,
     EXIT_PARITY,
-    EXIT_PASSED,
     EXIT_RETENTION,
-    EXIT_UNDECIDED,
     BundleError,
     ConfigError,
     EdgeIlsegError,
@@ -38,16 +35,15 @@ sensible demand, and a real fault goes far beyond them. Such a fault is 8-bit we
 processor without integer dot products; measured on one small network, it took the mIoU from 0.714 to 0.537.
 """
 
-EXIT_OF: dict[Verdict, int] = {
-    "passed": EXIT_PASSED,
-    "failed": EXIT_RETENTION,
-    "too few images": EXIT_UNDECIDED,
-    "not checked": EXIT_PASSED,
-}
-"""What the verdict on a drop asks for."""
+MIN_AGREEMENT_PCT = 50.0
+MAX_MOVED_PCT = 15.0
+"""What a bundle must keep to beside its parent on images without labels, per cent, unless other limits are given.
 
-MAX_OLD_MIOU_DROP_PCT = 2.0
-"""Percentage points of old-class mIoU that an update may lose against its parent, unless another limit is given."""
+Chosen, not derived: agreement falls and pixels move also when a model learns, because new objects are no longer taken
+for old ones, so the two are wider than what labels allow. On MSRC-v2 at 16+5 (128x96, 85 test images, two seeds) steps
+that distil the output, and `analytic`, agree with their parent by 50 to 82 % and move 3 to 9 % of its pixels;
+fine-tuning and frozen features alone agree by 24 to 28 % and move 15 to 20 %.
+"""
 
 
 def at_most(
@@ -82,7 +78,8 @@ def complete(checks: Sequence[Check], otherwise: str) -> tuple[Check, ...]:
 
 
 def check_limits(limits: Limits, *, has_images: bool, has_parent: bool, has_unlabelled: bool) -> None:
-    """Raise `ConfigError` for a limit that cannot be measured with what was given; without one, nothing is promised."""
+    """Raise `ConfigError` for a limit that is no finite number, or that what was given cannot measure."""
+    check_finite(limits)
     needs = (
         ("on the mIoU of the new classes", limits.min_new_miou_pct, has_images, "labelled images"),
         (
@@ -155,87 +152,6 @@ def judge_images(scores: Scores, limits: Limits) -> Check:
     return at_most("images", len(bad), limits.max_bad_images, "bad", detail, exit_code=EXIT_ARTEFACT)
 
 
-def judge_retention(scores: Scores, limits: Limits, *, is_compared: bool) -> tuple[Check, Check]:
-    """The drop of the old-class mIoU and that of the most forgotten class, in percentage points.
-
-    The drop is the parent's mIoU over the old classes minus the bundle's, on the same images, on this device, by the
-    definition in `ClassScore`: an old pixel that turned into a new class counts as lost, a new object that is not found
-    does not. Old classes that no image shows are named; where none is shown, a limit is not kept but broken.
-    """
-    given = limits.max_old_miou_drop_pct
-    mean_limit = MAX_OLD_MIOU_DROP_PCT if given is None else given
-    old = [item for item in scores.classes if item.is_old]
-    if not old:
-        reason = "step 0: there is no old class to retain"
-        return Check("old mIoU drop", "not checked", reason), Check("old class drop", "not checked", reason)
-    if not is_compared:
-        shown = "unknown" if scores.miou_old is None else f"{100 * scores.miou_old:.1f} %"
-        reason = f"no parent bundle to compare with; old mIoU here {shown}"
-        return Check("old mIoU drop", "not checked", reason), Check("old class drop", "not checked", reason)
-    if scores.miou_old is None or scores.parent_miou_old is None:
-        reason = "no pixel of an old class in these images: retention cannot be judged"
-        return (
-            Check("old mIoU drop", "failed", reason, None, mean_limit, "points", EXIT_ARTEFACT),
-            Check("old class drop", "not checked", reason)
-            if limits.max_class_drop_pct is None
-            else Check("old class drop", "failed", reason, None, limits.max_class_drop_pct, "points", EXIT_ARTEFACT),
-        )
-    worst = max(old, key=lambda item: -np.inf if item.drop_pct is None else item.drop_pct)
-    change = f"{100 * scores.parent_miou_old:.1f} -> {100 * scores.miou_old:.1f} %"
-    named = f"most forgotten: {worst.name} {_pct(worst.parent_iou)} -> {_pct(worst.iou)} %"
-    missing = f"; not in these images: {', '.join(scores.unmeasured_old)}" if scores.unmeasured_old else ""
-    drop_pct = 100 * (scores.parent_miou_old - scores.miou_old)
-    mean = judge_drop(
-        "old mIoU drop",
-        drop_pct,
-        (scores.drop_low_pct, scores.drop_high_pct),
-        mean_limit,
-        f"{change}; {named}{missing}",
-    )
-    return mean, _judge_class_drops([item for item in old if item.drop_pct is not None], limits, missing)
-
-
-def judge_drop(
-    name: CheckName, drop_pct: float, ends: tuple[float | None, float | None], limit: float | None, detail: str
-) -> Check:
-    """Judge a drop by the ends of its 95 % interval (rule 3).
-
-    Args:
-        name: of the check.
-        drop_pct: the drop on these images, points.
-        ends: of its interval; None where the images are too few for one.
-        limit: the highest drop that is allowed; None: it is shown and not checked.
-        detail: for a person.
-    """
-    low, high = ends
-    if limit is None:
-        return Check(name, "not checked", f"no limit set; {detail}", drop_pct, None, "points", 0, low, high)
-    if low is None or high is None:
-        text = f"no interval can be given: too few images show an old class; {detail}"
-        return Check(name, "too few images", text, drop_pct, limit, "points", EXIT_UNDECIDED)
-    verdict: Verdict = "passed" if high <= limit else "failed" if low > limit else "too few images"
-    if not np.isfinite([drop_pct, limit]).all():
-        verdict = "failed"
-    text = f"95 % interval {low:.2f} to {high:.2f}; {detail}"
-    return Check(name, verdict, text, drop_pct, limit, "points", EXIT_OF[verdict], low, high)
-
-
-def _judge_class_drops(measured: Sequence[ClassScore], limits: Limits, missing: str) -> Check:
-    """The class that is gravest under the limit, and, among those, the one that has lost most."""
-    name: CheckName = "old class drop"
-    checks = [
-        judge_drop(
-            name,
-            item.drop_pct or 0.0,
-            (item.drop_low_pct, item.drop_high_pct),
-            limits.max_class_drop_pct,
-            f"{item.name} {_pct(item.parent_iou)} -> {_pct(item.iou)} %{missing}",
-        )
-        for item in measured
-    ]
-    return max(checks, key=lambda check: (GRAVITY.index(check.exit_code), check.value or 0.0))
-
-
 def judge_new_classes(scores: Scores, limits: Limits) -> Check:
     """The mean IoU of the classes that this step has added."""
     new = [item for item in scores.classes if not item.is_old]
@@ -285,29 +201,48 @@ def judge_encoder(manifest: Manifest, entry: ModelEntry, parent: Manifest, paren
     return Check(name, "failed", "the same weights, and other constants in the file", exit_code=EXIT_ARTEFACT)
 
 
-def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check]:
-    """Agreement with the parent on images without labels, and the share of old pixels that became new ones.
+def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, Check]:
+    """Whether the images could be used, the agreement with the parent on them, and the old pixels that became new ones.
 
     A limit that these images cannot measure is broken, not kept: a bundle that calls every old pixel new has no
-    agreement at all.
+    agreement at all. Without limits those of rule 3 hold.
     """
-    images = f"{found.images_counted} of {found.images_asked} images"
-    if found.bad_images:
-        images += f"; bad: {found.bad_images[0][0]} ({found.bad_images[0][1]})"
+    given = limits.min_agreement_pct, limits.max_moved_pct
+    min_agreement_pct = MIN_AGREEMENT_PCT if given[0] is None else given[0]
+    max_moved_pct = MAX_MOVED_PCT if given[1] is None else given[1]
+    images = _judge_unlabelled_images(found, limits)
+    if not found.images_counted:
+        reason = "no image could be used"
+        return (
+            images,
+            _unmeasured("unlabelled agreement", min_agreement_pct, "%", reason),
+            _unmeasured("moved to new classes", max_moved_pct, "%", reason),
+        )
     shown = [item for item in found.classes if item.agreement is not None]
     if found.agreement is None or not shown:
-        reason = f"both models show no pixel of an old class where neither says new: {images}"
-        agreement = _unmeasured("unlabelled agreement", limits.min_agreement_pct, "%", reason)
+        reason = "both models show no pixel of an old class where neither says new"
+        agreement = _unmeasured("unlabelled agreement", min_agreement_pct, "%", reason)
     else:
         worst = min(shown, key=lambda item: item.agreement or 0.0)
-        detail = f"{images}; least: {worst.name} {_pct(worst.agreement)} %"
-        agreement = at_least("unlabelled agreement", 100 * found.agreement, limits.min_agreement_pct, "%", detail)
+        detail = f"least: {worst.name} {_pct(worst.agreement)} %"
+        agreement = at_least("unlabelled agreement", 100 * found.agreement, min_agreement_pct, "%", detail)
     if found.moved is None:
-        reason = f"the parent shows no pixel of an old class: {images}"
-        return agreement, _unmeasured("moved to new classes", limits.max_moved_pct, "%", reason)
+        reason = "the parent shows no pixel of an old class"
+        return images, agreement, _unmeasured("moved to new classes", max_moved_pct, "%", reason)
     gone = max(found.classes, key=lambda item: item.moved or 0.0)
     detail = f"most: {gone.name} {_pct(gone.moved)} % of its pixels"
-    return agreement, at_most("moved to new classes", 100 * found.moved, limits.max_moved_pct, "%", detail)
+    return images, agreement, at_most("moved to new classes", 100 * found.moved, max_moved_pct, "%", detail)
+
+
+def _judge_unlabelled_images(found: Unlabelled, limits: Limits) -> Check:
+    """Whether enough of the images without labels could be used."""
+    bad = found.bad_images
+    detail = f"{found.images_counted} of {found.images_asked} images"
+    if bad:
+        detail += f"; bad: {bad[0][0]} ({bad[0][1]})" + (f" and {len(bad) - 1} more" if bad[1:] else "")
+    if not found.images_counted:
+        return Check("unlabelled images", "failed", detail, len(bad), limits.max_bad_images, "bad", EXIT_ARTEFACT)
+    return at_most("unlabelled images", len(bad), limits.max_bad_images, "bad", detail, exit_code=EXIT_ARTEFACT)
 
 
 def judge_memory(peak_rss_mib: float | None, limits: Limits) -> Check:

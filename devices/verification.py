@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_manifest
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.devices.agreement import compare_unlabelled, find_images
-from edge_ilseg.devices.bootstrap import Interval, bootstrap_intervals, old_drops
-from edge_ilseg.devices.class_scores import class_scores, known, mean_iou
-from edge_ilseg.devices.evaluation import Evaluation, evaluate_session, pair_counts
+from edge_ilseg.devices.executed_layers import read_executed_layers
 from edge_ilseg.devices.facts import read_device_facts
-from edge_ilseg.devices.golden_loss import split_golden_loss
+from edge_ilseg.devices.golden_loss import golden_loss_text, split_golden_loss
+from edge_ilseg.devices.label_scores import score_images
+from edge_ilseg.devices.layers import count_precisions
 from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.loaded_bundle import (
     LoadedBundle,
@@ -36,6 +36,7 @@ from edge_ilseg.devices.loaded_bundle import (
     model_facts,
 )
 from edge_ilseg.devices.memory import measure_peak_rss_mib
+from edge_ilseg.devices.retention import judge_retention
 from edge_ilseg.devices.runtime import Hint, Session
 from edge_ilseg.devices.verdicts import (
     check_limits,
@@ -48,27 +49,23 @@ from edge_ilseg.devices.verdicts import (
     judge_latency,
     judge_memory,
     judge_new_classes,
-    judge_retention,
     judge_size,
     judge_unlabelled,
 )
 from edge_ilseg.devices.verify_report import (
     REPORT_FORMAT_VERSION,
-    BadImage,
     BundleFacts,
     Check,
     CheckName,
-    Confusion,
+    GoldenLoss,
     ModelFacts,
-    Scores,
     VerifyReport,
     exit_code_of,
 )
 from edge_ilseg.errors import EXIT_ARTEFACT, EdgeIlsegError
-from edge_ilseg.files import sha256_bytes
-from edge_ilseg.metrics import score
 from edge_ilseg.progress import ProgressCallback, no_progress
 
+UNLABELLED: tuple[CheckName, ...] = ("unlabelled images", "unlabelled agreement", "moved to new classes")
 WARM_UP_RUNS = 3
 DEFAULT_LATENCY_RUNS = 30
 
@@ -91,6 +88,9 @@ class VerifyRequest(msgspec.Struct, frozen=True):
     hint: Hint = "latency"
     """Of scoring images, where the command line takes throughput by default and the agent's gate leaves the other cores
     to the application; the latency is always that of one image with all threads."""
+    with_evidence: bool = True
+    """Measure what a person reads and no verdict needs: each layer's element type, and where golden masks of int8
+    change. It loads up to three more sessions; the agent's gate leaves it out."""
 
 
 def verify_bundle(
@@ -145,11 +145,24 @@ def verify_bundle(
     model = model_facts(loaded, request.threads)
     report = msgspec.structs.replace(report, model=model)
     checks.append(Check("fit", "passed", _fit_detail(model, loaded, parent)))
-    checks += _check_outputs(loaded, parent, limits, request.threads, progress)
+    if request.with_evidence:
+        report = _with_layers(report, model, loaded, request.threads)
+    report, found = _check_outputs(report, loaded, parent, request, progress)
+    checks += found
     report, found = _check_images(report, loaded, parent, dataset, unlabelled, names, request, progress)
     checks += found
     report, found = _check_resources(report, loaded, model, request, progress)
-    return _finish(report, [*checks, *found], "no labelled images were given")
+    otherwise = "no labelled images were given" if dataset is None else "the labelled images could not be scored"
+    return _finish(report, [*checks, *found], otherwise)
+
+
+def _with_layers(report: VerifyReport, model: ModelFacts, loaded: LoadedBundle, threads: int | None) -> VerifyReport:
+    """The report with what each layer runs in."""
+    layers = read_executed_layers(loaded, threads)
+    if layers is None:
+        return report
+    counted = msgspec.structs.replace(model, executed_precisions=count_precisions(layers))
+    return msgspec.structs.replace(report, model=counted, executed_layers=layers)
 
 
 def _check_images(
@@ -169,7 +182,8 @@ def _check_images(
         loaded, parent = _side_by_side(loaded, request.threads), parent and _side_by_side(parent, request.threads)
     if dataset is not None:
         try:
-            scores = _score(loaded, parent, dataset, request.split, request.max_images, progress)
+            ids = spread(dataset.ids(request.split), request.max_images)
+            scores = score_images(loaded, parent, dataset, request.split, ids, progress)
         except EdgeIlsegError as error:
             checks.append(failed_by("images", error))
         else:
@@ -181,7 +195,7 @@ def _check_images(
         try:
             compared = compare_unlabelled(loaded, parent, unlabelled, names, progress)
         except EdgeIlsegError as error:
-            checks.append(failed_by("unlabelled agreement", error))
+            checks.append(failed_by("unlabelled images", error))
         else:
             report = msgspec.structs.replace(report, unlabelled=compared)
             checks += judge_unlabelled(compared, limits)
@@ -189,7 +203,7 @@ def _check_images(
         reason = "the images could not be compared"
     elif unlabelled is not None:
         reason = "no parent bundle to compare with"
-    for name in ("unlabelled agreement", "moved to new classes"):
+    for name in UNLABELLED:
         if name not in {check.name for check in checks}:
             checks.append(Check(name, "not checked", reason))
     return report, checks
@@ -262,100 +276,46 @@ def _read_whole_bundle(folder: Path, progress: ProgressCallback) -> Manifest:
 
 
 def _check_outputs(
-    loaded: LoadedBundle, parent: LoadedBundle | None, limits: Limits, threads: int | None, progress: ProgressCallback
-) -> list[Check]:
+    report: VerifyReport,
+    loaded: LoadedBundle,
+    parent: LoadedBundle | None,
+    request: VerifyRequest,
+    progress: ProgressCallback,
+) -> tuple[VerifyReport, list[Check]]:
     """Compare what the models give here with what they gave at the export.
 
     The parent too: on a device where it does not compute what it should, its mIoU is too low a bar.
     """
-    checks = [_compare_golden("golden outputs", loaded, limits, threads, progress)]
+    own, loss = _compare_golden("golden outputs", loaded, request, progress)
+    report = msgspec.structs.replace(report, golden_loss=loss)
     if parent is None:
         reason = "no parent bundle to compare with"
-        alone = (
-            Check("parent's golden outputs", "not checked", reason),
-            Check("encoder identity", "not checked", reason),
-        )
-        return [*checks, *alone]
-    return [
-        *checks,
-        _compare_golden("parent's golden outputs", parent, limits, threads, progress),
-        judge_encoder(loaded.manifest, loaded.entry, parent.manifest, parent.entry),
-    ]
+        names: tuple[CheckName, ...] = ("parent's golden outputs", "encoder identity")
+        return report, [own, *(Check(name, "not checked", reason) for name in names)]
+    others, loss = _compare_golden("parent's golden outputs", parent, request, progress)
+    encoder = judge_encoder(loaded.manifest, loaded.entry, parent.manifest, parent.entry)
+    return msgspec.structs.replace(report, parent_golden_loss=loss), [own, others, encoder]
 
 
 def _compare_golden(
-    name: CheckName, loaded: LoadedBundle, limits: Limits, threads: int | None, progress: ProgressCallback
-) -> Check:
+    name: CheckName, loaded: LoadedBundle, request: VerifyRequest, progress: ProgressCallback
+) -> tuple[Check, GoldenLoss | None]:
+    """The check, and where an int8 model's masks change: always as evidence, else only where they do."""
     agreements = []
     try:
         for image_HWC, golden_HW in zip(loaded.golden_images_NHWC, loaded.golden_masks_NHW, strict=True):
             agreements.append(float((loaded.session.mask(np.array(image_HWC)) == golden_HW).mean()))
             progress(name, len(agreements) / len(loaded.golden_images_NHWC))
     except EdgeIlsegError as error:
-        return failed_by(name, error)
-    check = judge_golden(name, agreements, loaded.entry.precision, limits.min_golden_agreement)
-    if loaded.entry.precision != "int8" or min(agreements) == 1.0:
-        return check
+        return failed_by(name, error), None
+    check = judge_golden(name, agreements, loaded.entry.precision, request.limits.min_golden_agreement)
+    if loaded.entry.precision != "int8" or (min(agreements) == 1.0 and not request.with_evidence):
+        return check, None
     try:
-        losses = split_golden_loss(loaded, threads)
+        loss = split_golden_loss(loaded, request.threads)
     except EdgeIlsegError as error:
-        losses = error.one_line()
-    return msgspec.structs.replace(check, detail=f"{check.detail}; {losses}")
-
-
-def _score(
-    loaded: LoadedBundle,
-    parent: LoadedBundle | None,
-    dataset: Dataset,
-    split: str,
-    max_images: int | None,
-    progress: ProgressCallback,
-) -> Scores:
-    """Count the bundle's and its parent's confusion on the same images, in the bundle's channels."""
-    manifest = loaded.manifest
-    ids = spread(dataset.ids(split), max_images)
-    found = evaluate_session(loaded.session, dataset, ids, manifest, progress)
-    before = None
-    if parent is not None:
-        before = evaluate_session(parent.session, dataset, ids, manifest, progress)
-    intervals = _drop_intervals(found, before)
-    classes = class_scores(manifest, found.confusion, before.confusion if before else None, intervals[1:])
-    background = manifest.background
-    return Scores(
-        dataset=dataset.info.kind,
-        split=split,
-        images_asked=len(ids),
-        images_counted=len(ids) - len(found.bad_images),
-        image_ids_sha256=sha256_bytes("\n".join(ids).encode()),
-        bad_images=tuple(BadImage(image_id, reason) for image_id, reason in found.bad_images),
-        classes=classes,
-        metrics=score(
-            found.confusion,
-            manifest.class_names,
-            old_count=manifest.old_count,
-            background=background,
-            images=len(ids) - len(found.bad_images),
-        ),
-        miou_old=mean_iou([item.iou for item in classes if item.is_old]),
-        parent_miou_old=mean_iou([item.parent_iou for item in classes if item.is_old]),
-        drop_low_pct=known(intervals[0].low) if intervals else None,
-        drop_high_pct=known(intervals[0].high) if intervals else None,
-        confusion=_rows(found.confusion),
-        parent_confusion=_rows(before.confusion) if before else None,
-        latency_median_ms=float(np.median(found.latencies_ms)) if found.latencies_ms else None,
-    )
-
-
-def _drop_intervals(found: Evaluation, before: Evaluation | None) -> tuple[Interval, ...]:
-    """Of the drop of the old mIoU, and of each old class; empty where there is nothing to compare."""
-    if before is None or not found.old_counts or not len(found.old_counts[0].true_K):
-        return ()
-    counts = pair_counts(found.old_counts, before.old_counts)
-    return bootstrap_intervals(old_drops(counts), len(found.old_counts))
-
-
-def _rows(confusion: NDArray[np.int64]) -> Confusion:
-    return tuple(tuple(row) for row in confusion.tolist())
+        loss = GoldenLoss(None, None, error.one_line())
+    return msgspec.structs.replace(check, detail=f"{check.detail}; {golden_loss_text(loss)}"), loss
 
 
 def _blank_report(folder: Path, limits: Limits) -> VerifyReport:
@@ -369,6 +329,9 @@ def _blank_report(folder: Path, limits: Limits) -> VerifyReport:
         bundle=BundleFacts(folder=str(folder)),
         parent=None,
         model=None,
+        executed_layers=None,
+        golden_loss=None,
+        parent_golden_loss=None,
         scores=None,
         unlabelled=None,
         latencies_ms=(),

@@ -5,6 +5,7 @@
 2. The exit code of the report is that of its gravest check: artefact or environment (3) over parity (2) over retention
    and the other limits (1) over too few images to tell (4).
 3. A limit that the images given cannot measure is a failure, never a pass.
+4. A verdict without the facts of its device proves nothing: no such report is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Literal, get_args
 import msgspec
 
 from edge_ilseg.bundle import Precision, Runtime
-from edge_ilseg.devices.facts import DeviceFacts
+from edge_ilseg.devices.facts import DeviceFacts, lacking_facts
+from edge_ilseg.devices.layers import ExecutedLayer
 from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.unlabelled import Unlabelled
 from edge_ilseg.errors import (
@@ -30,7 +32,7 @@ from edge_ilseg.metrics import Metrics
 from edge_ilseg.records import parse_versioned
 
 REPORT_FORMAT = "edge-ilseg-verify-report"
-REPORT_FORMAT_VERSION = 2
+REPORT_FORMAT_VERSION = 3
 VERIFY_AGAIN = "verify the bundle again and keep what --json prints"
 
 CheckName = Literal[
@@ -43,6 +45,7 @@ CheckName = Literal[
     "old mIoU drop",
     "old class drop",
     "new mIoU",
+    "unlabelled images",
     "unlabelled agreement",
     "moved to new classes",
     "latency p95",
@@ -96,6 +99,8 @@ class ClassScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop_low_pct: float | None = None
     drop_high_pct: float | None = None
     """Ends of the drop's 95 % interval over images; None where too few images show the class."""
+    images: int | None = None
+    """That show the class; None for a new one."""
 
     @property
     def drop_pct(self) -> float | None:
@@ -128,6 +133,27 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_bytes: int
 
 
+class GoldenLoss(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Shares of an int8 model's golden pixels that change, in 0..1, one number a golden image: `golden_loss.py`."""
+
+    device: tuple[float, ...] | None
+    """Between simulated int8 and this device's kernels; None: the runtime cannot simulate."""
+    quantization: tuple[float, ...] | None
+    """Between fp32 and simulated int8; None: that, or the bundle has no fp32."""
+    reason: str | None
+    """Why a part is missing."""
+
+    @property
+    def mean_device(self) -> float | None:
+        """Mean over the golden images."""
+        return sum(self.device) / len(self.device) if self.device else None
+
+    @property
+    def mean_quantization(self) -> float | None:
+        """Mean over the golden images."""
+        return sum(self.quantization) / len(self.quantization) if self.quantization else None
+
+
 class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was counted on labelled images. Confusion matrices are in the bundle's channels, rows are the truth."""
 
@@ -135,6 +161,9 @@ class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     split: str
     images_asked: int
     images_counted: int
+    images_of_old: int
+    """Those counted that show an old class: what a drop rests on. The background counts only where there is no other.
+    """
     image_ids_sha256: str
     bad_images: tuple[BadImage, ...]
     classes: tuple[ClassScore, ...]
@@ -170,6 +199,11 @@ class VerifyReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle: BundleFacts
     parent: BundleFacts | None
     model: ModelFacts | None
+    executed_layers: tuple[ExecutedLayer, ...] | None
+    """Of the model, in the order in which they ran; None where the runtime did not tell."""
+    golden_loss: GoldenLoss | None
+    parent_golden_loss: GoldenLoss | None
+    """Where the golden masks of an int8 model change, its own and its parent's; None: not int8, or not run."""
     scores: Scores | None
     unlabelled: Unlabelled | None
     latencies_ms: tuple[float, ...]
@@ -193,8 +227,30 @@ def exit_code_of(checks: Iterable[Check]) -> int:
     return max((check.exit_code for check in checks), key=GRAVITY.index)
 
 
+def check_device(device: DeviceFacts | None) -> None:
+    """Raise `ReportError` where too little is known of a device to say whose verdict a report has (rule 4)."""
+    if device is None:
+        lacking: tuple[str, ...] = ("everything",)
+        found = "no facts at all"
+    else:
+        lacking = lacking_facts(device)
+        found = "; ".join(f"{name}: {reason}" for name, reason in sorted(device.missing.items())) or "no reason"
+    if lacking:
+        raise ReportError(
+            f"this device does not tell what it is, and a report without that is not written: {', '.join(lacking)}",
+            found=found,
+            expected="the machine, its processor or int8 flags, its cores and its memory",
+            hint="run it where /proc can be read, and see: edge-ilseg device facts",
+        )
+
+
 def encode_report(report: VerifyReport) -> bytes:
-    """The report as JSON."""
+    """The report as JSON.
+
+    Raises:
+        ReportError: too little is known of the device (rule 4).
+    """
+    check_device(report.device)
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 

@@ -2,14 +2,13 @@
 
 1. Every error says what was wrong and, as far as known: where, what was found, what was expected, what to do.
 2. An error that the user can mend is an `EdgeIlsegError`; anything else is a defect of this program: it keeps its
-   traceback.
+   traceback, and has an exit code that no verdict has.
 3. Every error has a hint, its own or that of its class: the next thing to do (`tests/test_error_hints.py`).
 4. The command line has one error boundary (`edge_ilseg.cli`); nothing below it prints or exits.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Iterable
 from typing import ClassVar
@@ -19,6 +18,8 @@ EXIT_RETENTION = 1  # verify: the model forgot, or learned too little
 EXIT_PARITY = 2  # verify, export: a runtime does not compute what it should
 EXIT_ARTEFACT = 3  # everything else: bad input, damaged file, missing package, wrong usage
 EXIT_UNDECIDED = 4  # verify: nothing is broken, and the images are too few to tell
+EXIT_DEFECT = 70  # a defect of this program, with its traceback; EX_SOFTWARE of sysexits.h
+EXIT_INTERRUPTED = 130  # as a shell says of a program that Ctrl-C has ended
 
 ACCESS_HINT = "see that this user may read and write it, and that the disk is sound"
 """What to do where a disk has refused something and no special reason is known."""
@@ -150,5 +151,7 @@ def choice_hint(name: str, known: Iterable[str]) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """`"did you mean 'boat'?"` for a near miss, `None` when nothing is near."""
     lowered = {item.lower(): item for item in known}
+    import difflib  # here: most commands meet no near miss, and all of them import this module
+
     near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return f"did you mean {lowered[near[0]]!r}?" if near else None

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, layer_precisions, openvino_core
+from edge_ilseg.devices.layers import count_precisions, openvino_layers
+from edge_ilseg.devices.runtime import OPENVINO_SETTINGS, openvino_core
 from edge_ilseg.errors import MissingPackageError
 from edge_ilseg.export.float_onnx import DeployedModel
 
@@ -82,7 +83,7 @@ def load_openvino(path: Path, *, simulated: bool = False) -> Predict:
         if not simulated:
             raise
         raise _no_simulation(str(error).splitlines()[0]) from error
-    if simulated and not INTEGER_PRECISIONS.isdisjoint(layer_precisions(compiled, CONVOLUTIONS)):
+    if simulated and not INTEGER_PRECISIONS.isdisjoint(count_precisions(openvino_layers(compiled), CONVOLUTIONS)):
         raise _no_simulation("convolutions still run in int8")
     request = compiled.create_infer_request()
 

@@ -44,6 +44,8 @@ BASE = {"background": 0, "apple": 0, "grass": 0}
 """Class name -> step it came from."""
 GROWN = {**BASE, "boat": 1}
 NEVER = -1e9
+ENOUGH = 24
+"""Images on which a drop can be decided: `Limits.min_images` are 20."""
 BASE_COUNT = 4
 """Classes of step 0 of `grown_model`."""
 NEW_BIAS = -2.0
@@ -197,7 +199,9 @@ def _write_model(folder: Path, network: onnx.ModelProto, runtime: Runtime, preci
     return (f"{precision}.xml", f"{precision}.bin")
 
 
-def write_color_folder(root: Path, names: Sequence[str] = tuple(COLORS), *, count: int = 3, scale: int = 1) -> Path:
+def write_color_folder(
+    root: Path, names: Sequence[str] = tuple(COLORS), *, count: int = ENOUGH, scale: int = 1
+) -> Path:
     """A data set of kind `folder` with the split `test`: images `000`, `001`, ... and their exact masks."""
     for part in ("images", "masks", "splits"):
         (root / part).mkdir(parents=True)

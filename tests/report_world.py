@@ -14,6 +14,7 @@ from edge_ilseg.bundle import ParityRow, write_manifest
 from edge_ilseg.checkpoint import RECORD_NAME, ClassRecord, StepRecord, record_id
 from edge_ilseg.config import ClassesConfig, Config, DataConfig, StepConfig, TrainConfig
 from edge_ilseg.data.folder import Folder
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 from edge_ilseg.devices.verify_report import VerifyReport, encode_report
 from edge_ilseg.int8_record import DeltaRow, Int8Record
@@ -116,7 +117,7 @@ def verify(workspace: Workspace, name: str = "01-step") -> VerifyReport:
     """A real verification of a step's bundle against step 0's, written where the report looks for it."""
     report = verify_bundle(
         workspace.bundle_folder(name),
-        VerifyRequest(split="test", latency_runs=3),
+        VerifyRequest(split="test", latency_runs=3, limits=Limits(min_images=2)),
         dataset=Folder(Path(str(workspace.config.data.root))),
         against=workspace.bundle_folder("00-base") if name != "00-base" else None,
     )

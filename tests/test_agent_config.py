@@ -84,3 +84,11 @@ def test_a_folder_that_was_never_set_up_says_so(tmp_path: Path) -> None:
     (tmp_path / CONFIG_NAME).write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_agent_config(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_limit_that_everything_or_nothing_keeps_to_is_refused(value: str) -> None:
+    text = f'repository = "https://a.example"\ndevice_id = "d"\n[limits]\nmax_old_miou_drop_pct = {value}\n'
+    with pytest.raises(ConfigError, match="max_old_miou_drop_pct is not a finite number") as caught:
+        parse_agent_config(text, PATH)
+    assert caught.value.where == PATH

@@ -28,7 +28,7 @@ from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.loaded_bundle import LoadedBundle
 from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
-from edge_ilseg.devices.verdicts import judge_unlabelled
+from edge_ilseg.devices.verdicts import MAX_MOVED_PCT, MIN_AGREEMENT_PCT, judge_unlabelled
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 from edge_ilseg.devices.verify_report import VerifyReport, encode_report, parse_report
 from edge_ilseg.errors import BundleError, ConfigError, DataError
@@ -337,7 +337,8 @@ def test_a_report_holds_the_comparison_and_survives_its_json(family: tuple[Path,
     check_against(report.unlabelled, tally(pictures), has_logits=False)
     agreement, moved = report.check("unlabelled agreement"), report.check("moved to new classes")
     assert (agreement.verdict, agreement.value, agreement.limit, agreement.unit) == ("passed", 100.0, 100.0, "%")
-    assert agreement.detail.startswith("4 of 4 images; least: ")
+    assert agreement.detail.startswith("least: ")
+    assert report.check("unlabelled images").detail == "4 of 4 images"
     assert (moved.verdict, moved.limit) == ("passed", 10.0)
     assert moved.value == pytest.approx(100 * (report.unlabelled.moved or 0.0))
     assert "most: grass" in moved.detail
@@ -351,10 +352,27 @@ def test_a_class_that_is_no_longer_found_breaks_the_agreement_and_is_named(tmp_p
     check = report.check("unlabelled agreement")
     assert (check.verdict, check.exit_code, report.exit_code) == ("failed", 1, 1)
     assert check.detail.endswith("least: apple 0.0 %")
-    without = report_on(child, images, against=parent)
-    assert without.exit_code == 0
-    assert without.check("unlabelled agreement").verdict == "not checked"
-    assert without.check("unlabelled agreement").value == check.value
+
+
+def test_without_limits_those_of_this_project_hold(family: tuple[Path, Path], tmp_path: Path, images: Path) -> None:
+    child, parent = write_family(tmp_path / "other", forget="apple")
+    report = report_on(child, images, against=parent)
+    check = report.check("unlabelled agreement")
+    assert (check.verdict, check.limit, report.exit_code) == ("failed", MIN_AGREEMENT_PCT, 1)
+    assert report.limits.min_agreement_pct is None
+    allowed = report_on(child, images, against=parent, limits=Limits(min_agreement_pct=0.0, max_moved_pct=100.0))
+    assert allowed.exit_code == 0
+    unchanged = report_on(family[0], images, against=family[1])
+    assert unchanged.exit_code == 0
+    limits = [unchanged.check(name).limit for name in ("unlabelled agreement", "moved to new classes")]
+    assert limits == [MIN_AGREEMENT_PCT, MAX_MOVED_PCT]
+
+
+@pytest.mark.parametrize(("agreement", "moved"), [(0.28, 0.0), (0.49, 0.0), (0.9, 0.16), (0.5, 0.15)])
+def test_the_limits_of_this_project_are_50_and_15_per_cent(agreement: float, moved: float) -> None:
+    checks = judge_unlabelled(found_of(("a", agreement, moved), moved=moved), Limits())
+    is_kept = agreement >= MIN_AGREEMENT_PCT / 100 and moved <= MAX_MOVED_PCT / 100
+    assert all(check.verdict == "passed" for check in checks) == is_kept
 
 
 def test_old_pixels_that_moved_break_their_limit_and_a_value_at_the_limit_passes(
@@ -378,7 +396,7 @@ def test_few_images_are_taken_from_the_whole_folder(family: tuple[Path, Path], i
 def test_without_a_parent_nothing_is_compared_and_a_limit_is_refused(family: tuple[Path, Path], images: Path) -> None:
     report = report_on(family[0], images, against=None)
     assert (report.exit_code, report.unlabelled) == (0, None)
-    for name in ("unlabelled agreement", "moved to new classes"):
+    for name in ("unlabelled images", "unlabelled agreement", "moved to new classes"):
         check = report.check(name)  # type: ignore[arg-type]
         assert (check.verdict, check.detail) == ("not checked", "no parent bundle to compare with")
     for limits in (Limits(min_agreement_pct=50.0), Limits(max_moved_pct=50.0)):
@@ -393,17 +411,31 @@ def test_a_model_that_gives_an_unknown_channel_fails_the_comparison(tmp_path: Pa
     network = color_network(list(GROWN), add_to_mask=4)
     write_bundle(tmp_path / "child", GROWN, step_id="b", parent_id="a", network=network)
     report = report_on(tmp_path / "child", images, against=tmp_path / "parent")
-    check = report.check("unlabelled agreement")
+    check = report.check("unlabelled images")
     assert (check.verdict, check.exit_code, report.exit_code) == ("failed", 3, 3)
     assert report.check("moved to new classes").detail == "the images could not be compared"
 
 
-def test_a_bad_image_is_in_the_report_and_in_the_check(family: tuple[Path, Path], images: Path) -> None:
+def test_a_bad_image_is_in_the_report_and_has_a_limit(family: tuple[Path, Path], images: Path) -> None:
     (images / "01.png").write_bytes(b"no image")
     report = report_on(family[0], images, against=family[1])
     assert report.unlabelled is not None
     assert [name for name, _ in report.unlabelled.bad_images] == ["01.png"]
-    assert "3 of 4 images; bad: 01.png (" in report.check("unlabelled agreement").detail
+    check = report.check("unlabelled images")
+    assert (check.verdict, check.value, check.limit, check.exit_code, report.exit_code) == ("failed", 1, 0, 3, 3)
+    assert "3 of 4 images; bad: 01.png (" in check.detail
+    assert report.check("unlabelled agreement").verdict == "passed"
+    allowed = report_on(family[0], images, against=family[1], limits=Limits(max_bad_images=1))
+    assert (allowed.check("unlabelled images").verdict, allowed.exit_code) == ("passed", 0)
+
+
+def test_images_of_which_none_can_be_used_never_pass(family: tuple[Path, Path], images: Path) -> None:
+    for path in images.iterdir():
+        path.write_bytes(b"no image")
+    report = report_on(family[0], images, against=family[1], limits=Limits(max_bad_images=100))
+    assert report.exit_code == 3
+    for name in ("unlabelled images", "unlabelled agreement", "moved to new classes"):
+        assert report.check(name).verdict == "failed"  # type: ignore[arg-type]
 
 
 def found_of(*classes: tuple[str, float | None, float | None], moved: float | None) -> Unlabelled:
@@ -427,10 +459,10 @@ def found_of(*classes: tuple[str, float | None, float | None], moved: float | No
 def test_the_verdict_is_on_the_mean_and_names_the_worst_class() -> None:
     found = found_of(("a", 0.9, 0.2), ("b", 0.5, 0.3), ("c", None, None), moved=0.25)
     for limit, verdict in ((70.0, "passed"), (70.1, "failed")):
-        agreement, moved = judge_unlabelled(found, Limits(min_agreement_pct=limit, max_moved_pct=95 - limit))
+        _, agreement, moved = judge_unlabelled(found, Limits(min_agreement_pct=limit, max_moved_pct=95 - limit))
         assert (agreement.verdict, moved.verdict) == (verdict, verdict)
         assert agreement.value == pytest.approx(70.0)
-        assert agreement.detail == "2 of 2 images; least: b 50.0 %"
+        assert agreement.detail == "least: b 50.0 %"
         assert moved.detail == "most: b 30.0 % of its pixels"
 
 
@@ -462,7 +494,7 @@ def test_a_limit_is_not_kept_where_every_image_is_bad(family: tuple[Path, Path],
 
 
 def test_a_limit_on_moved_pixels_is_not_kept_where_only_background_is_shown() -> None:
-    _, moved = judge_unlabelled(
+    _, _, moved = judge_unlabelled(
         found_of(("background", 1.0, 0.0), ("a", None, None), moved=None), Limits(max_moved_pct=5)
     )
     assert moved.verdict != "passed"
@@ -470,7 +502,7 @@ def test_a_limit_on_moved_pixels_is_not_kept_where_only_background_is_shown() ->
 
 def test_a_class_that_moved_whole_is_named() -> None:
     found = found_of(("background", 1.0, 0.0), ("a", 0.9, 0.1), ("b", None, 1.0), moved=0.5)
-    _, moved = judge_unlabelled(found, Limits(max_moved_pct=5.0))
+    _, _, moved = judge_unlabelled(found, Limits(max_moved_pct=5.0))
     assert moved.verdict == "failed"
     assert "most: b 100.0 %" in moved.detail
 
@@ -482,6 +514,6 @@ def test_a_name_that_is_no_utf_8_is_no_defect_of_the_program(
     os.rename(images / "02.png", os.fsencode(images) + b"/\xff.png")
     if is_bad:
         Path(os.fsdecode(os.fsencode(images) + b"/\xff.png")).write_bytes(b"no image")
-    report = report_on(family[0], images, against=family[1])
+    report = report_on(family[0], images, against=family[1], limits=Limits(max_bad_images=1))
     assert report.exit_code == 0
     assert msgspec.json.decode(encode_report(report))["unlabelled"]["images_counted"] == 4 - is_bad

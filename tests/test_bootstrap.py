@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from benchmark_scripts import load_benchmark
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -20,86 +21,19 @@ from edge_ilseg.devices.bootstrap import (
     old_drops,
     student_quantile,
 )
-from edge_ilseg.devices.evaluation import OldCounts, count_old, pair_counts
+from edge_ilseg.devices.evaluation import count_old, pair_counts
 from edge_ilseg.errors import DataError
 from edge_ilseg.metrics import confusion_matrix, retention_confusion
 
-OLD_COUNT, CLASS_COUNT = 4, 5
-
-
-class World(NamedTuple):
-    """A population of images, from which test sets are drawn, with a model and its parent that err in them.
-
-    An image shows a class by chance, in a size by chance. Of each class in it the parent loses a share that is the
-    image's own; the bundle loses that share too, and of what is left another one: some images are hard for both.
-    Lost pixels go to the other classes evenly; to the new one too, but never by the parent.
-    """
-
-    presence_K: tuple[float, ...] = (1.0, 0.6, 0.4, 0.3, 0.3)
-    pixels_K: tuple[float, ...] = (3000.0, 900.0, 600.0, 800.0, 500.0)
-    """Mean size of a class where an image shows it."""
-    size_spread: float = 0.5
-    hard: tuple[float, float] = (2.0, 10.0)
-    """Beta distribution of what the parent loses."""
-    forgotten_K: tuple[float, ...] = (0.02, 0.05, 0.15, 0.02, 0.01)
-    """Mean share of the rest that the bundle loses besides."""
-
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Confusion matrices of so many images, of the bundle and its parent: N x K x K each."""
-        shown_NK = rng.random((count, CLASS_COUNT)) < self.presence_K
-        sizes_NK = rng.lognormal(np.log(self.pixels_K) - self.size_spread**2 / 2, self.size_spread, shown_NK.shape)
-        true_NK = (shown_NK * sizes_NK).round().astype(np.int64)
-        hard_NK = rng.beta(*self.hard, shown_NK.shape)
-        besides_NK = rng.beta(2.0, 2.0 / np.array(self.forgotten_K) - 2.0, shown_NK.shape)
-
-        def confused(rate_NK: NDArray[np.float64], share_KK: NDArray[np.float64]) -> NDArray[np.int64]:
-            lost_NK = rng.binomial(true_NK, rate_NK)
-            confusion_NKK = rng.multinomial(lost_NK, share_KK).astype(np.int64)
-            confusion_NKK[:, range(CLASS_COUNT), range(CLASS_COUNT)] += true_NK - lost_NK
-            return confusion_NKK
-
-        bundle = confused(1 - (1 - hard_NK) * (1 - besides_NK), spread_evenly(CLASS_COUNT))
-        return bundle, confused(hard_NK, spread_evenly(OLD_COUNT))
-
-    def true_drops(self) -> NDArray[np.float64]:
-        """The drop over endlessly many images, the mean first. Chances are independent, so their means multiply."""
-        true_K = np.array(self.presence_K) * self.pixels_K
-        hard = self.hard[0] / sum(self.hard)
-
-        def iou(rate_K: NDArray[np.float64], share_KK: NDArray[np.float64]) -> NDArray[np.float64]:
-            confusion = (true_K * rate_K)[:, None] * share_KK + np.diag(true_K * (1 - rate_K))
-            kept = confusion[:OLD_COUNT]
-            hit_K = np.diag(kept)
-            return hit_K / (kept.sum(axis=1) + kept.sum(axis=0)[:OLD_COUNT] - hit_K)
-
-        before_K = iou(np.full(CLASS_COUNT, hard), spread_evenly(OLD_COUNT))
-        drop_K = 100 * (before_K - iou(1 - (1 - hard) * (1 - np.array(self.forgotten_K)), spread_evenly(CLASS_COUNT)))
-        return np.concatenate([[drop_K.mean()], drop_K])
-
-
-def spread_evenly(predicted_count: int) -> NDArray[np.float64]:
-    """To which of the other classes a lost pixel goes, among the first so many: K x K, rows sum to 1."""
-    share_KK = np.zeros((CLASS_COUNT, CLASS_COUNT))
-    share_KK[:, :predicted_count] = 1.0
-    np.fill_diagonal(share_KK, 0.0)
-    return share_KK / share_KK.sum(axis=1, keepdims=True)
+simulation = load_benchmark("bootstrap_coverage")
+World, all_at_once, covered_cases = simulation.World, simulation.all_at_once, simulation.covered_cases
+OLD_COUNT, CLASS_COUNT = simulation.OLD_COUNT, simulation.CLASS_COUNT
 
 
 def paired(bundle_NKK: NDArray[np.int64], parent_NKK: NDArray[np.int64]) -> PairedCounts:
     return pair_counts(
         [count_old(item, OLD_COUNT) for item in bundle_NKK], [count_old(item, OLD_COUNT) for item in parent_NKK]
     )
-
-
-def all_at_once(bundle_NKK: NDArray[np.int64], parent_NKK: NDArray[np.int64]) -> PairedCounts:
-    """`paired` without a loop over the images, for many simulated cases; it is held against `paired` below."""
-
-    def counts(confusion_NKK: NDArray[np.int64]) -> OldCounts:
-        kept = confusion_NKK[:, :OLD_COUNT]
-        hit_NK = kept[:, range(OLD_COUNT), range(OLD_COUNT)]
-        return OldCounts(kept.sum(2), hit_NK, kept.sum(2) + kept.sum(1)[:, :OLD_COUNT] - hit_NK)
-
-    return PairedCounts(*counts(bundle_NKK), *counts(parent_NKK)[1:])
 
 
 def drawn(seed: int, count: int, world: World = World()) -> PairedCounts:  # noqa: B008 - frozen
@@ -463,18 +397,6 @@ def test_memory_grows_with_the_number_of_images_and_not_with_its_square() -> Non
     assert many < 5 * few
 
 
-def coverage(seed: int, image_count: int, cases: int, world: World = World()) -> NDArray[np.float64]:  # noqa: B008
-    """In what share of the cases the interval holds the true drop: of the mean, then of each class."""
-    rng = np.random.default_rng(seed)
-    true_M = world.true_drops()
-    covered_M = np.zeros(len(true_M))
-    for case in range(cases):
-        counts = all_at_once(*world.draw(rng, image_count))
-        ends = np.array(bootstrap_intervals(old_drops(counts), image_count, seed=case))
-        covered_M += (ends[:, 1] <= true_M) & (true_M <= ends[:, 2])
-    return covered_M / cases
-
-
 def test_the_true_drop_of_the_simulation_is_that_of_very_many_images() -> None:
     counts = all_at_once(*World().draw(np.random.default_rng(22), 200_000))
     summed = PairedCounts(*(part.sum(axis=0, keepdims=True) for part in counts))
@@ -485,6 +407,6 @@ def test_the_true_drop_of_the_simulation_is_that_of_very_many_images() -> None:
 @pytest.mark.parametrize("image_count", [60, 256])
 def test_the_interval_holds_the_true_drop_in_93_to_97_of_100_cases(image_count: int) -> None:
     """Three times 400 cases: a share of 1200 is uncertain by 0.7 points. MSRC-v2 has 256 test images."""
-    share_M = np.mean([coverage(seed, image_count, 400) for seed in range(3)], axis=0)
+    share_M = np.mean([covered_cases(World(), image_count, 400, seed=seed) / 400 for seed in range(3)], axis=0)
     assert 0.93 <= share_M[0] <= 0.97
     assert (share_M > 0.92).all()

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from edge_ilseg import errors
 from edge_ilseg.cli import COMMANDS, run
+from edge_ilseg.errors import EXIT_DEFECT, EXIT_INTERRUPTED
 
 OPTIONS = ("train=40", "val=4", "test=4", "height_px=48", "width_px=48")
 INIT = ["--dataset", "shapes", "--later-classes", "star,triangle", "--backbone", "tiny", "--size", "48x48"]
@@ -40,6 +42,49 @@ def test_help_imports_nothing_heavy() -> None:
     assert "verify" in done.stdout
     for module in ("numpy", "torch", "PIL", "rich", "msgspec", "onnx", "onnxruntime", "openvino"):
         assert f"'{module}'" not in done.stderr, module
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A command that raises the built-in exception whose name it is given."""
+    code = (
+        "import builtins, errno, click\n\n"
+        "@click.command()\n@click.argument('name')\n"
+        "def broken(name):\n    raise getattr(builtins, name)(errno.EPIPE, 'words')\n"
+    )
+    (tmp_path / "broken_command.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "broken", ("broken_command", "broken", "Fails."))
+    return "broken"
+
+
+@pytest.mark.parametrize("name", ["ZeroDivisionError", "KeyError", "MemoryError", "AssertionError"])
+def test_a_defect_has_its_traceback_and_an_exit_code_that_no_verdict_has(
+    name: str, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python's own would be 1, and a release engineer would read: the model forgot."""
+    assert run([broken, name]) == EXIT_DEFECT == 70
+    captured = capsys.readouterr()
+    assert "Traceback (most recent call last)" in captured.err
+    assert f"\n{name}" in captured.err
+    assert "defect of edge-ilseg" in captured.err
+    assert captured.out == ""
+
+
+def test_an_interrupt_is_no_defect(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([broken, "KeyboardInterrupt"]) == EXIT_INTERRUPTED == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_somebody_who_reads_no_further_is_no_defect(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^1$"):
+        run([broken, "BrokenPipeError"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_no_exit_code_has_two_meanings() -> None:
+    codes = {name: value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert len(set(codes.values())) == len(codes) == 7
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -220,7 +220,7 @@ def test_verify_takes_the_split_that_the_bundle_was_scored_on_and_says_so(
 
 def test_verify_names_a_lost_image_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     child, parent = write_family(tmp_path)
-    images = write_color_folder(tmp_path / "colors", count=4)
+    images = write_color_folder(tmp_path / "colors")
     (images / "masks" / "001.png").unlink()
     (images / "images" / "002.png").unlink()
     command = ["verify", str(child), "--data", f"folder:{images}", "--against", str(parent), "--latency-runs", "1"]

@@ -165,14 +165,16 @@ def test_images_without_labels_are_compared_with_the_parent_and_are_in_the_json(
     grass = {item.name: item for item in found.classes}["grass"]
     assert grass.moved == pytest.approx(12 * 64 / grass.parent_pixels)
     check = report.check("moved to new classes")
-    assert (check.verdict, check.value) == ("not checked", pytest.approx(100 * (found.moved or 0.0)))
+    assert (check.verdict, check.value, check.limit) == ("passed", pytest.approx(100 * (found.moved or 0.0)), 10.0)
     assert not report.is_retention_checked
 
 
 def test_the_table_shows_the_comparison(family: tuple[Path, Path], pictures: Path) -> None:
     result = verify_command(family[0], "--against", family[1], "--images", pictures, "--min-agreement", 90)
     assert result.exit_code == 0
-    assert re.search(r"unlabelled agreement +│ passed +│ +100.00 % │ +90.00 % │ 4 of 4 images", result.stdout)
+    assert re.search(r"unlabelled agreement +passed +100.00 % +90.00 +least: ", result.stdout)
+    assert re.search(r"unlabelled images +passed +0 bad +0 +4 of 4 images", result.stdout)
+    assert re.search(r"^grass +\d+ +100.0 +- +\d+\.\d", result.stdout, re.MULTILINE)
     assert "retention was NOT checked" in result.stdout
 
 
@@ -185,7 +187,8 @@ def test_limits_on_images_without_labels_reach_the_verdict(tmp_path: Path, pictu
     code, report = verify_json(*asked, "--max-moved", 1.5)
     assert (code, report.check("moved to new classes").verdict) == (1, "failed")
     assert (report.limits.min_agreement_pct, report.limits.max_moved_pct) == (None, 1.5)
-    assert verify_json(*asked, "--max-moved", 99)[0] == 0
+    assert verify_json(*asked, "--max-moved", 99)[0] == 1  # the agreement has a limit without asking
+    assert verify_json(*asked, "--max-moved", 99, "--min-agreement", 0)[0] == 0
 
 
 def test_few_of_the_images_are_taken_without_labelled_ones(family: tuple[Path, Path], pictures: Path) -> None:
@@ -339,9 +342,15 @@ def test_an_undecided_verdict_is_told_in_words_and_by_the_exit_code(
     assert "undecided: the images are too few" in text
 
 
-def test_an_unchanged_bundle_passes_with_few_images(family: tuple[Path, Path], tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", 12)
-    code, report = verify_json(family[0], "--data", data, "--against", family[1], "--max-class-drop", 0)
+def test_an_unchanged_bundle_passes_with_enough_images_and_not_with_few(
+    family: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "data", 20)
+    asked = (family[0], "--data", data, "--against", family[1], "--max-class-drop", 0)
+    code, report = verify_json(*asked, "--limit", 10)
+    assert code == 4
+    assert check_drop(report, "old mIoU drop", "too few images")["detail"].startswith("10 images, and 20 are needed")
+    code, report = verify_json(*asked)
     assert code == 0
     for name in ("old mIoU drop", "old class drop"):
         drop = check_drop(report, name, "passed")
@@ -386,7 +395,7 @@ def test_a_class_that_one_image_shows_cannot_be_told_and_a_broken_limit_is_grave
         if number:
             mask_HW[mask_HW == list(GROWN).index("apple")] = 255
 
-    data = write_data(tmp_path / "data", 12, change=only_in_one)
+    data = write_data(tmp_path / "data", 20, change=only_in_one)
     asked = (family[0], "--data", data, "--against", family[1])
     assert verify_json(*asked)[0] == 0
     code, report = verify_json(*asked, "--max-class-drop", 10)

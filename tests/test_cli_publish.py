@@ -51,6 +51,7 @@ def test_a_release_from_the_first_devices_to_its_halt(place: Path, capsys: pytes
     models = str(place / "models")
     assert run(["publish", "add", models, str(place / "parent")]) == 0
     words = ["--rollout", "10", "--group", "harbour", "--group", "lab", "--max-class-drop", "5", "--max-rss-mib", "300"]
+    words += ["--min-images", "30"]
     words += ["--watch-min-frames", "20", "--watch-max-latency-ms", "80", "--watch-max-old-share-drop-pct", "3"]
     capsys.readouterr()
     assert run(["publish", "add", models, str(place / "child"), *words, "--note", "boats"]) == 0
@@ -59,7 +60,7 @@ def test_a_release_from_the_first_devices_to_its_halt(place: Path, capsys: pytes
     assert "release 1 (00-grass)" in table
     release = device(place).release(2)
     assert (release.limits.max_old_miou_drop_pct, release.limits.max_class_drop_pct) == (2.0, 5.0)
-    assert (release.limits.max_rss_mib, release.note) == (300.0, "boats")
+    assert (release.limits.max_rss_mib, release.limits.min_images, release.note) == (300.0, 30, "boats")
     watch = release.watch
     assert (watch.min_frames, watch.max_latency_p95_ms, watch.max_old_share_drop_pct) == (20, 80.0, 3.0)
     assert run(["publish", "rollout", models, "2", "--percent", "50"]) == 0
@@ -141,7 +142,9 @@ def test_without_a_passphrase_and_without_a_terminal_the_error_says_what_to_set(
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["--max-class-drop", "nan"], "not a number"),
+        (["--max-class-drop", "nan"], "'nan' is not a finite number"),
+        (["--watch-max-latency-ms", "inf"], "'inf' is not a finite number"),
+        (["--min-images", "0"], "--min-images"),
         (["--not-before", "soon"], "ISO 8601"),
         (["--watch-min-seconds", "-1"], "cannot be used"),
         (["--rollout", "101"], "0<=x<=100"),

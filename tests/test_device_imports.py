@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from bundles import COLORS, write_color_folder, write_family
+from bundles import COLORS, ENOUGH, write_color_folder, write_family
 from fakes import random_images, small_model
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +27,8 @@ TRAINING_HALF = {
     "publishing",
 }
 RUNTIMES = {"onnxruntime", "openvino"}
+OPTIONAL = RUNTIMES | {"av"}
+"""What a device may have, and may lack."""
 LOADER = "edge_ilseg/data/loader.py"
 """The one module of `data` that feeds training; nothing of the device half imports it."""
 DEVICE_HALF = sorted(
@@ -92,11 +94,11 @@ def test_no_module_of_the_device_half_imports_training_or_export(name: str) -> N
 
 
 @pytest.mark.parametrize("name", DEVICE_HALF)
-def test_runtimes_are_imported_inside_functions_alone(name: str) -> None:
-    """Rule 1 of `devices/runtime.py`: a device has one of the two."""
+def test_runtimes_and_the_reader_of_videos_are_imported_inside_functions_alone(name: str) -> None:
+    """Rules 1 of `devices/runtime.py` and `devices/video.py`: a device has one of the two, and perhaps no reader."""
     tree = ast.parse((ROOT / name).read_text())
     top = ast.Module([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))], [])
-    assert {item.split(".")[0] for item in imported(top)} & RUNTIMES == set()
+    assert {item.split(".")[0] for item in imported(top)} & OPTIONAL == set()
 
 
 def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -153,7 +155,7 @@ def test_an_exported_int8_bundle_is_verified_where_torch_and_onnx_are_not_instal
     report = json.loads(done.stdout)
     assert (report["model"]["runtime"], report["model"]["precision"]) == (runtime, "int8")
     assert {check["name"]: check["verdict"] for check in report["checks"]}["golden outputs"] == "passed"
-    assert report["scores"]["images_counted"] == 3
+    assert report["scores"]["images_counted"] == ENOUGH
 
 
 def test_every_module_of_the_device_half_is_imported_without_torch_and_without_a_runtime() -> None:
@@ -168,12 +170,26 @@ def test_every_module_of_the_device_half_is_imported_without_torch_and_without_a
         BLOCK
         + f"""
 import importlib
-for name in {sorted(RUNTIMES)}: sys.modules[name] = None
+for name in {sorted(OPTIONAL)}: sys.modules[name] = None
 for name in {modules}: importlib.import_module(name)
 """
     )
     done = run_python(program)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", ["verify", "predict", "bench", "device", "device facts", "card", "completion"])
+def test_the_help_of_a_device_command_loads_neither_numpy_nor_anything_else_that_is_heavy(words: str) -> None:
+    """A device starts one in half a second; numpy alone is half of that."""
+    program = f"""
+    import sys
+    from edge_ilseg.cli import run
+    code = run({[*words.split(), "--help"]})
+    heavy = {{"numpy", "PIL", "msgspec", "rich", "subprocess", "difflib", "edge_ilseg.config", "edge_ilseg.data"}}
+    print(code, *sorted(heavy & set(sys.modules)), file=sys.stderr)
+    """
+    done = run_python(program)
+    assert (done.returncode, done.stderr.strip()) == (0, "0")
 
 
 def test_importing_the_command_loads_no_runtime() -> None:

@@ -103,3 +103,22 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(OWN.encode().replace(b"board", b"b\xf6rd"))
     with pytest.raises(ConfigError, match=r"mine\.toml"):
         read_profile(str(path))
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_limit_that_everything_or_nothing_keeps_to_is_refused(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'description = "mine"\nmachine = "x86_64"\nint8_flags = []\n[limits]\nmax_rss_mib = {value}\n')
+    with pytest.raises(ConfigError, match="max_rss_mib is not a finite number") as caught:
+        read_profile(str(path))
+    assert caught.value.where == path
+
+
+def test_a_profile_says_how_many_images_it_takes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = 'description = "mine"\nmachine = "x86_64"\nint8_flags = []\n[limits]\nmin_images = {}\n'
+    path.write_text(text.format(50))
+    assert read_profile(str(path)).limits.min_images == 50
+    path.write_text(text.format(0))
+    with pytest.raises(ConfigError, match="cannot be used"):
+        read_profile(str(path))

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from bundles import BASE, GROWN, color_images, write_bundle, write_color_folder, write_family
+from bundles import BASE, ENOUGH, GROWN, color_images, write_bundle, write_color_folder, write_family
 from hostile_models import ENDLESS, hungry_network, looping_network, make_slot, nan_network, release_of
 from PIL import Image
 
@@ -41,7 +41,7 @@ Slots = tuple[Path, Path]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_color_folder(tmp_path_factory.mktemp("data") / "colors", count=12)
+    return write_color_folder(tmp_path_factory.mktemp("data") / "colors")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_model_that_kept_everything_passes_with_its_numbers(runtime: Runtime, 
     slots = family_slots(tmp_path, models=((runtime, "fp32"),))
     verdict = run(slots, settings(images), tmp_path, Limits(max_class_drop_pct=10.0, min_new_miou_pct=90.0))
     assert (verdict.outcome, verdict.is_taken, verdict.is_final) == ("passed", True, True)
-    assert (verdict.evidence, verdict.images) == (("own labels",), 12)
+    assert (verdict.evidence, verdict.images) == (("own labels",), ENOUGH)
     assert (verdict.old_miou_before_pct, verdict.old_miou_after_pct, verdict.old_miou_drop_pct) == (100.0, 100.0, 0.0)
     assert (verdict.drop_low_pct, verdict.drop_high_pct, verdict.falls) == (0.0, 0.0, ())
     assert (verdict.new_miou_pct, verdict.golden_agreement) == (100.0, 1.0)
@@ -162,11 +162,11 @@ def test_labels_of_the_device_and_labels_of_the_release_are_both_judged(
     """The publisher's images show no grass at all; the device's do."""
     slot = tmp_path / "slot"
     shutil.copytree(forgetful[0], slot)
-    write_color_folder(slot / "validation", ("background", "apple", "boat"), count=12)
+    write_color_folder(slot / "validation", ("background", "apple", "boat"))
     alone = ask((slot, forgetful[1]), settings(), tmp_path)
     assert (alone.outcome, alone.evidence, alone.new_miou_pct) == ("passed", ("shipped labels",), 100.0)
     both = ask((slot, forgetful[1]), settings(images), tmp_path)
-    assert (both.outcome, both.evidence, both.images) == ("refused", ("own labels", "shipped labels"), 24)
+    assert (both.outcome, both.evidence, both.images) == ("refused", ("own labels", "shipped labels"), 2 * ENOUGH)
     assert both.forgotten[0] == "grass"
 
 
@@ -212,16 +212,16 @@ def test_frames_that_show_nothing_but_the_background_prove_nothing(forgetful: Sl
 
 
 def test_labelled_images_of_nothing_but_the_background_prove_nothing(forgetful: Slots, tmp_path: Path) -> None:
-    sky = write_color_folder(tmp_path / "sky", ("background",), count=12)
+    sky = write_color_folder(tmp_path / "sky", ("background",))
     (sky / "classes.txt").write_text("".join(f"{name}\n" for name in GROWN))
     verdict = ask(forgetful, settings(sky), tmp_path)
     assert (verdict.outcome, verdict.is_taken, verdict.old_miou_drop_pct) == ("cannot be judged", False, 0.0)
 
 
 def test_a_few_frames_prove_nothing(good: Slots, images: Path, tmp_path: Path) -> None:
-    verdict = ask(good, settings(images=str(images / "images"), min_frames=13), tmp_path)
+    verdict = ask(good, settings(images=str(images / "images"), min_frames=ENOUGH + 1), tmp_path)
     assert verdict.outcome == "cannot be judged"
-    assert "12 frames, and 13 are needed" in verdict.reason
+    assert f"{ENOUGH} frames, and {ENOUGH + 1} are needed" in verdict.reason
 
 
 @pytest.mark.slow
@@ -230,6 +230,60 @@ def test_too_few_labelled_images_are_no_proof_unless_the_owner_says_so(good: Slo
     verdict = ask(good, settings(one), tmp_path)
     assert (verdict.outcome, verdict.is_taken, verdict.is_final) == ("too few images", False, True)
     assert ask(good, settings(one, accept_too_few=True), tmp_path).is_taken
+
+
+@pytest.mark.slow
+def test_how_many_images_it_takes_is_signed_and_the_device_may_ask_for_more(good: Slots, tmp_path: Path) -> None:
+    ten = write_color_folder(tmp_path / "ten", count=10)
+    assert ask(good, settings(ten), tmp_path).outcome == "too few images"
+    release = release_of(good[0], Limits(min_images=10))
+    assert ask(good, settings(ten), tmp_path, release).outcome == "passed"
+    profile = tmp_path / "plain.toml"
+    profile.write_text(f'description = "plain"\nmachine = "{os.uname().machine}"\nint8_flags = []\n')
+    assert ask(good, settings(ten, profile=str(profile)), tmp_path, release).outcome == "passed"
+    more = settings(ten, limits=OwnLimits(min_images=11))
+    assert ask(good, more, tmp_path, release).outcome == "too few images"
+
+
+@pytest.mark.slow
+def test_what_few_images_cannot_tell_is_not_called_forgotten(forgetful: Slots, tmp_path: Path) -> None:
+    verdict = ask(forgetful, settings(write_color_folder(tmp_path / "ten", count=10)), tmp_path)
+    assert (verdict.outcome, verdict.forgotten) == ("too few images", ())
+    assert verdict.falls[0].name == "grass"
+
+
+@pytest.mark.slow
+def test_a_frame_that_cannot_be_read_is_left_out_and_refuses_nothing(
+    good: Slots, forgetful: Slots, images: Path, tmp_path: Path
+) -> None:
+    """A camera writes while the gate reads."""
+    frames = tmp_path / "frames"
+    shutil.copytree(images / "images", frames)
+    (frames / "003.png").write_bytes(b"no image")
+    verdict = ask(good, settings(images=str(frames)), tmp_path)
+    assert (verdict.outcome, verdict.images) == ("passed", ENOUGH - 1)
+    assert ask(forgetful, settings(images=str(frames)), tmp_path).outcome == "refused"
+
+
+@pytest.mark.slow
+def test_frames_beside_labels_refuse_nothing_unless_a_limit_for_them_is_signed(
+    forgetful: Slots, images: Path, tmp_path: Path
+) -> None:
+    """Limits of labels so wide that nothing breaks them; on the frames a third of what was seen is gone."""
+    given = settings(images, images=str(images / "images"))
+    wide = Limits(max_old_miou_drop_pct=100.0)
+    assert ask(forgetful, given, tmp_path, release_of(forgetful[0], wide)).outcome == "passed"
+    signed = msgspec.structs.replace(wide, min_agreement_pct=90.0)
+    assert ask(forgetful, given, tmp_path, release_of(forgetful[0], signed)).outcome == "refused"
+
+
+@pytest.mark.slow
+def test_a_class_that_no_image_shows_leaves_a_limit_for_each_class_open(good: Slots, tmp_path: Path) -> None:
+    labels = write_color_folder(tmp_path / "labels", ("background", "apple", "boat"))
+    release = release_of(good[0], Limits(max_class_drop_pct=5.0))
+    verdict = ask(good, settings(labels), tmp_path, release)
+    assert (verdict.outcome, verdict.is_taken) == ("too few images", False)
+    assert ask(good, settings(labels, accept_too_few=True), tmp_path, release).is_taken
 
 
 @pytest.mark.slow
@@ -279,14 +333,14 @@ def test_a_profile_that_says_nothing_of_bad_images_forbids_none(good: Slots, ima
     (own / "images/003.png").write_bytes(b"no image")
     release = release_of(good[0], Limits(max_bad_images=1))
     verdict = ask(good, settings(own, profile=str(profile)), tmp_path, release)
-    assert (verdict.outcome, verdict.images) == ("passed", 11)
+    assert (verdict.outcome, verdict.images) == ("passed", ENOUGH - 1)
 
 
 @pytest.mark.slow
 def test_a_signed_limit_that_cannot_be_measured_here_is_left_out(good: Slots, images: Path, tmp_path: Path) -> None:
     limits = Limits(min_agreement_pct=99.0, max_moved_pct=1.0, min_new_miou_pct=50.0, max_class_drop_pct=5.0)
     assert ask(good, settings(images), tmp_path, release_of(good[0], limits)).outcome == "passed"
-    old_only = write_color_folder(tmp_path / "old", tuple(BASE), count=12)
+    old_only = write_color_folder(tmp_path / "old", tuple(BASE))
     assert ask(good, settings(old_only), tmp_path, release_of(good[0], limits)).outcome == "passed"
     frames = settings(images=str(images / "images"))
     assert ask(good, frames, tmp_path, release_of(good[0], limits)).outcome == "passed"
@@ -309,7 +363,7 @@ def test_a_slow_model_is_refused_where_the_active_one_keeps_the_limit(runtime: R
     slots = family_slots(tmp_path, network=looping_network(4_000), models=((runtime, "fp32"),))
     quick = settings(write_color_folder(tmp_path / "few", count=2), accept_too_few=True)
     free = run(slots, quick, tmp_path)
-    assert free.outcome == "passed", free
+    assert (free.outcome, free.is_taken) == ("too few images", True), free
     assert free.latency_p95_ms is not None
     verdict = run(slots, quick, tmp_path, Limits(max_latency_p95_ms=free.latency_p95_ms / 4))
     assert verdict.outcome == "refused", verdict

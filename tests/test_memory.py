@@ -124,8 +124,37 @@ def test_a_child_without_a_word_is_an_error_too(bundle: Path, tmp_path: Path, mo
 def test_a_system_that_does_not_tell_gives_no_number(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend_python(tmp_path, "echo", monkeypatch)
+    pretend_python(tmp_path, "echo peak_rss_mib=unknown", monkeypatch)
     assert measure_peak_rss_mib(bundle, "onnxruntime", "fp32", 1) is None
+
+
+def test_what_else_is_printed_in_the_child_does_not_matter(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook of its Python that prints, before and after."""
+    hook = "import atexit\nprint('warning: 99.9', end='')\natexit.register(print, 'goodbye 7')\n"
+    (tmp_path / "sitecustomize.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    peak_mib = measure_peak_rss_mib(bundle, "onnxruntime", "fp32", 1)
+    assert peak_mib is not None
+    assert peak_mib > 20
+
+
+def test_a_child_without_an_answer_is_an_error(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_python(tmp_path, "echo 17.5", monkeypatch)
+    with pytest.raises(BundleError, match="gave no answer") as caught:
+        measure_peak_rss_mib(bundle, "onnxruntime", "fp32", 1)
+    assert caught.value.found == "17.5"
+
+
+def test_a_module_in_the_current_folder_is_not_taken_for_one_of_ours(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('not this one')\n")
+    (tmp_path / "edge_ilseg").mkdir()
+    (tmp_path / "edge_ilseg/__init__.py").write_text("raise SystemExit('nor this one')\n")
+    monkeypatch.chdir(tmp_path)
+    assert measure_peak_rss_mib(bundle, "onnxruntime", "fp32", 1) is not None
 
 
 def test_a_child_that_does_not_end_is_ended_and_is_an_error(

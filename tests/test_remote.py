@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import io
 import json
@@ -29,9 +30,9 @@ from rich.console import Console
 from sshd import Sshd, running_sshd, write_key, write_known_host
 
 import edge_ilseg
-from edge_ilseg.cli import run
+from edge_ilseg.cli import run, verify_remote
 from edge_ilseg.data import DATASETS, GENERATED, open_dataset
-from edge_ilseg.devices import remote_store
+from edge_ilseg.devices import remote, remote_store
 from edge_ilseg.devices.remote import Job, Outcome, Placed, RemoteSettings, verify_on_devices
 from edge_ilseg.devices.remote_call import BOOTSTRAP
 from edge_ilseg.devices.remote_files import DATA_LAYOUTS, FilesNeeded, bundle_files, data_files, hash_files
@@ -53,7 +54,7 @@ from edge_ilseg.images import IMAGE_SUFFIXES
 from edge_ilseg.progress import ProgressCallback, no_progress
 
 ROOT = Path(edge_ilseg.__file__).parents[1]
-FAST = ("--latency-runs", "2", "--threads", "1")
+FAST = ("--latency-runs", "2", "--threads", "1", "--min-images", "2")
 WAIT_S = 60.0
 BLOCK = "import sys\nfor name in ('onnxruntime', 'openvino'): sys.modules[name] = None\n"
 AT_VERIFY = "import os, sys, time\nif 'verify' in sys.orig_argv: "
@@ -306,6 +307,36 @@ def test_a_device_that_fails_stops_no_other(
     assert good["report"]["exit_code"] == 0
     assert (bad["device"], bad["exit_code"], bad["report"]) == (silent, 3, None)
     assert "Connection refused" in bad["error"]
+
+
+def test_what_this_machine_cannot_do_for_one_device_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 3 of `devices/remote.py`: a full folder for temporary files is an `OSError`."""
+    report = object()
+
+    def private_folder() -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/edge-ilseg-ssh-x")
+
+    class Fine(Connection):
+        def __enter__(self) -> Fine:
+            if self.device.host == "full":
+                private_folder()
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(remote, "Connection", Fine)
+    monkeypatch.setattr(remote, "bring", lambda *_: None)
+    monkeypatch.setattr(remote, "run_there", lambda *_: report)
+    devices = [(parse_device(f"ssh://{name}"), RemoteSettings()) for name in ("full", "good")]
+    bad, good = verify_on_devices(devices, Job((), (), (), {}))
+    assert good.report is report
+    assert "No space left on device" in error_of(bad)
+    assert "/tmp/edge-ilseg-ssh-x" in error_of(bad)
+
+
+def test_command_and_library_have_one_place_on_a_device() -> None:
+    ours = (verify_remote.DEFAULT_PYTHON, verify_remote.DEFAULT_FOLDER)
+    assert ours == (remote_store.DEFAULT_PYTHON, remote_store.DEFAULT_FOLDER)
 
 
 def test_the_row_of_a_device_without_a_report_says_why() -> None:

@@ -12,7 +12,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from bundles import BASE, COLORS, GROWN, color_network, nearest_color, write_bundle, write_color_folder, write_family
+from bundles import (
+    BASE,
+    COLORS,
+    ENOUGH,
+    GROWN,
+    color_network,
+    nearest_color,
+    write_bundle,
+    write_color_folder,
+    write_family,
+)
 from click.testing import CliRunner, Result
 from PIL import Image
 from rich.console import Console
@@ -20,16 +30,22 @@ from rich.console import Console
 from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
 from edge_ilseg.cli import run
 from edge_ilseg.cli.verify import verify
+from edge_ilseg.cli.verify_remote import _show
 from edge_ilseg.data.folder import Folder
 from edge_ilseg.devices import verification
 from edge_ilseg.devices.class_scores import class_scores, measured_iou
 from edge_ilseg.devices.evaluation import evaluate_session
-from edge_ilseg.devices.facts import DeviceFacts
+from edge_ilseg.devices.facts import DeviceFacts, read_device_facts
+from edge_ilseg.devices.layers import ExecutedLayer
 from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.remote import Outcome
+from edge_ilseg.devices.remote_table import encode_outcomes
+from edge_ilseg.devices.retention import MIN_CLASS_IMAGES, judge_retention
 from edge_ilseg.devices.runtime import load_session
+from edge_ilseg.devices.ssh import parse_device
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.devices.verdict_table import verdict_table
-from edge_ilseg.devices.verdicts import judge_latency, judge_new_classes, judge_retention
+from edge_ilseg.devices.verdicts import judge_latency, judge_new_classes
 from edge_ilseg.devices.verification import VerifyRequest, choose_model, spread, verify_bundle
 from edge_ilseg.devices.verify_report import (
     CHECKS,
@@ -37,6 +53,7 @@ from edge_ilseg.devices.verify_report import (
     BundleFacts,
     Check,
     ClassScore,
+    GoldenLoss,
     ModelFacts,
     Scores,
     VerifyReport,
@@ -109,7 +126,7 @@ def test_a_model_that_kept_everything_passes_every_check(family: tuple[Path, Pat
     )
     report = verify_here(child, dataset=Folder(images), against=parent, limits=limits, **FAST)
     assert report.exit_code == 0
-    not_asked = ("encoder identity", "unlabelled agreement", "moved to new classes")
+    not_asked = ("encoder identity", "unlabelled images", "unlabelled agreement", "moved to new classes")
     assert verdicts(report) == dict.fromkeys(CHECKS, "passed") | dict.fromkeys(not_asked, "not checked")
     assert report.scores is not None
     assert (report.scores.miou_old, report.scores.parent_miou_old) == (1.0, 1.0)
@@ -404,7 +421,7 @@ def test_the_drop_of_the_old_miou_has_a_limit_without_asking(forgetful: tuple[Pa
 
 def test_bad_images_are_named_and_counted_and_the_others_judged(family: tuple[Path, Path], tmp_path: Path) -> None:
     child, parent = family
-    root = write_color_folder(tmp_path / "colors", count=4)
+    root = write_color_folder(tmp_path / "colors")
     (root / "images/001.png").write_bytes((root / "images/001.png").read_bytes()[:100])
     Image.fromarray(np.zeros((7, 5), np.uint8)).save(root / "masks/002.png")
     limits = Limits(max_bad_images=2)
@@ -412,8 +429,8 @@ def test_bad_images_are_named_and_counted_and_the_others_judged(family: tuple[Pa
     assert report.exit_code == 0
     assert report.scores is not None
     assert [item.image_id for item in report.scores.bad_images] == ["001", "002"]
-    assert (report.scores.images_asked, report.scores.images_counted) == (4, 2)
-    assert report.scores.metrics.images == 2
+    assert (report.scores.images_asked, report.scores.images_counted) == (ENOUGH, ENOUGH - 2)
+    assert report.scores.metrics.images == ENOUGH - 2
     check = report.check("images")
     assert (check.value, check.verdict) == (2, "passed")
     assert "bad: 001 (" in check.detail
@@ -455,19 +472,99 @@ def test_images_without_an_old_class_cannot_prove_retention(forgetful: tuple[Pat
     assert (check.verdict, check.exit_code, check.value, check.limit) == ("failed", 3, None, 50.0)
 
 
-def test_an_old_class_that_no_image_shows_is_left_out_and_named(forgetful: tuple[Path, Path], tmp_path: Path) -> None:
-    child, parent = forgetful
-    root = write_color_folder(tmp_path / "colors")
-    for path in (root / "masks").iterdir():
+def hide(root: Path, name: str, *, shown_in: int = 0) -> Path:
+    """A data set whose masks show a class in the first images alone."""
+    for number, path in enumerate(sorted((root / "masks").iterdir())):
         mask_HW = np.array(Image.open(path))
-        mask_HW[mask_HW == list(GROWN).index("grass")] = 255
+        if number >= shown_in:
+            mask_HW[mask_HW == list(GROWN).index(name)] = 255
         Image.fromarray(mask_HW).save(path)
+    return root
+
+
+def test_an_old_class_that_no_image_shows_is_left_out_of_the_mean_and_named(
+    forgetful: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root = hide(write_color_folder(tmp_path / "colors"), "grass")
+    report = verify_here(forgetful[0], dataset=Folder(root), against=forgetful[1], **FAST)
+    assert report.exit_code == 0
+    assert report.check("old mIoU drop").verdict == "passed"
+    for name in ("old mIoU drop", "old class drop"):
+        assert "not in these images: grass" in report.check(name).detail  # type: ignore[arg-type]
+
+
+def test_of_an_old_class_that_no_image_shows_nothing_is_known_where_each_class_has_a_limit(
+    forgetful: tuple[Path, Path], tmp_path: Path
+) -> None:
+    child, parent = forgetful
+    root = hide(write_color_folder(tmp_path / "colors"), "grass")
     limits = Limits(max_class_drop_pct=5.0)
     report = verify_here(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
-    assert report.exit_code == 0
-    assert "not in these images: grass" in report.check("old mIoU drop").detail
-    assert report.check("old class drop").verdict == "passed"
-    assert "not in these images: grass" in report.check("old class drop").detail
+    check = report.check("old class drop")
+    assert (report.exit_code, check.verdict, check.exit_code) == (4, "too few images", 4)
+    assert "no image shows grass" in check.detail
+    assert report.check("old mIoU drop").verdict == "passed"
+
+
+def test_a_class_that_failed_is_graver_than_one_that_no_image_shows(
+    forgetful: tuple[Path, Path], tmp_path: Path
+) -> None:
+    child, parent = forgetful
+    root = hide(write_color_folder(tmp_path / "colors"), "apple")
+    limits = Limits(max_class_drop_pct=5.0, max_old_miou_drop_pct=100.0)
+    report = verify_here(child, dataset=Folder(root), against=parent, limits=limits, **FAST)
+    check = report.check("old class drop")
+    assert (report.exit_code, check.verdict) == (1, "failed")
+    assert "grass 100.0 -> 0.0 %" in check.detail
+    assert "not in these images: apple" in check.detail
+
+
+@pytest.mark.parametrize("count", [2, 10, 19])
+@pytest.mark.parametrize("forget", [None, "grass"])
+def test_few_images_decide_no_drop_whether_the_bundle_has_changed_or_not(
+    count: int, forget: str | None, tmp_path: Path
+) -> None:
+    """Rule 3: an interval without width, or one that is wholly beyond the limit, and no proof."""
+    child, parent = write_family(tmp_path / "bundles", forget=forget)
+    root = write_color_folder(tmp_path / "colors", count=count)
+    report = verify_here(child, dataset=Folder(root), against=parent, limits=Limits(max_class_drop_pct=5.0), **FAST)
+    assert report.exit_code == 4
+    for name in ("old mIoU drop", "old class drop"):
+        check = report.check(name)  # type: ignore[arg-type]
+        assert (check.verdict, check.exit_code) == ("too few images", 4)
+        assert check.low is not None
+        assert f"{count} images, and 20 are needed" in check.detail
+    few = Limits(max_class_drop_pct=5.0, min_images=count)
+    decided = verify_here(child, dataset=Folder(root), against=parent, limits=few, **FAST)
+    assert decided.exit_code == (1 if forget else 0)
+
+
+def test_images_of_the_background_alone_do_not_count_as_images_of_old_classes(
+    family: tuple[Path, Path], tmp_path: Path
+) -> None:
+    child, parent = family
+    root = hide(hide(write_color_folder(tmp_path / "colors"), "grass", shown_in=19), "apple", shown_in=19)
+    report = verify_here(child, dataset=Folder(root), against=parent, **FAST)
+    assert report.scores is not None
+    assert (report.scores.images_counted, report.scores.images_of_old) == (ENOUGH, 19)
+    shown = {item.name: item.images for item in report.scores.classes}
+    assert shown == {"background": ENOUGH, "apple": 19, "grass": 19, "boat": None}
+    assert report.check("old mIoU drop").verdict == "too few images"
+    assert report.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("shown_in", "verdict"), [(MIN_CLASS_IMAGES - 1, "too few images"), (MIN_CLASS_IMAGES, "failed")]
+)
+def test_a_single_class_has_to_be_in_some_images_to_be_judged(
+    shown_in: int, verdict: str, forgetful: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root = hide(write_color_folder(tmp_path / "colors"), "grass", shown_in=shown_in)
+    limits = Limits(max_class_drop_pct=5.0, max_old_miou_drop_pct=100.0)
+    report = verify_here(forgetful[0], dataset=Folder(root), against=forgetful[1], limits=limits, **FAST)
+    check = report.check("old class drop")
+    assert check.verdict == verdict
+    assert "grass 100.0 -> 0.0 %" in check.detail
 
 
 def test_a_class_that_the_data_set_does_not_know_is_told_and_not_taken_for_retained(
@@ -504,7 +601,7 @@ def test_images_with_such_a_channel_end_the_scoring(tmp_path: Path, images: Path
 
 
 def test_masks_are_compared_at_the_labels_full_size(family: tuple[Path, Path], tmp_path: Path) -> None:
-    root = write_color_folder(tmp_path / "large", scale=3)
+    root = write_color_folder(tmp_path / "large", count=3, scale=3)
     dataset = Folder(root)
     manifest = read_manifest(family[0])
     session = load_session(family[0], manifest.models[0])
@@ -552,7 +649,8 @@ def test_a_drop_is_judged_by_the_ends_of_its_interval() -> None:
     classes = ["a", "b"]
     parent = np.array([[100, 0, 0], [0, 100, 0], [0, 0, 0]])
     found = np.array([[96, 0, 4], [0, 100, 0], [0, 0, 0]])
-    scores = msgspec.structs.replace(scores_of(found, parent, classes), drop_low_pct=1.0, drop_high_pct=3.0)
+    scores = scores_of(found, parent, classes)
+    scores = msgspec.structs.replace(scores, drop_low_pct=1.0, drop_high_pct=3.0, images_of_old=20)
     for limit, verdict, code in (
         (3.0, "passed", 0),
         (2.9, "too few images", 4),
@@ -562,6 +660,10 @@ def test_a_drop_is_judged_by_the_ends_of_its_interval() -> None:
         drop, _ = judge_retention(scores, Limits(max_old_miou_drop_pct=limit), is_compared=True)
         assert (drop.verdict, drop.exit_code, drop.low, drop.high) == (verdict, code, 1.0, 3.0)
         assert drop.value == pytest.approx(2.0)
+    fewer = msgspec.structs.replace(scores, images_of_old=19)
+    for limit in (3.0, 0.9):
+        drop, _ = judge_retention(fewer, Limits(max_old_miou_drop_pct=limit), is_compared=True)
+        assert (drop.verdict, drop.exit_code, drop.low, drop.high) == ("too few images", 4, 1.0, 3.0)
 
 
 def test_a_new_class_without_pixels_breaks_a_limit_and_without_one_is_told() -> None:
@@ -600,6 +702,7 @@ def scores_of(confusion: np.ndarray, parent: np.ndarray | None, old: list[str]) 
         split="test",
         images_asked=1,
         images_counted=1,
+        images_of_old=1,
         image_ids_sha256="",
         bad_images=(),
         classes=classes,
@@ -661,7 +764,7 @@ def test_a_report_survives_its_json(forgetful: tuple[Path, Path], images: Path) 
         (lambda content: content["checks"].pop(5), "does not list every check"),
         (lambda content: content["checks"].reverse(), "does not list every check"),
         (lambda content: content.update(exit_code=0), "is not that of its checks"),
-        (lambda content: content.update(format_version=1), "a format that this version does not read"),
+        (lambda content: content.update(format_version=2), "a format that this version does not read"),
         (lambda content: content.update(opinion="fine"), "damaged"),
         (lambda content: content["checks"][0].update(verdict="maybe"), "damaged"),
     ],
@@ -690,6 +793,8 @@ def test_a_report_that_breaks_its_rules_is_refused(
         DeviceFacts,
         Unlabelled,
         UnlabelledClass,
+        ExecutedLayer,
+        GoldenLoss,
     ],
 )
 def test_the_format_page_names_every_field(struct: type[msgspec.Struct]) -> None:
@@ -734,6 +839,109 @@ def test_limits_of_the_command_reach_the_verdict(forgetful: tuple[Path, Path], i
     assert run_command(*arguments, "--max-latency-ms", 0).exit_code == 1
     assert run_command(*arguments, "--max-model-mib", 0).exit_code == 1
     assert run_command(*arguments, "--limit", 1, "--json").exit_code == 4  # one image has no interval
+    assert run_command(*arguments, "--limit", 5).exit_code == 4
+    assert run_command(*arguments, "--limit", 5, "--min-images", 5).exit_code == 0
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("option", ["--max-old-drop", "--max-latency-ms", "--min-agreement"])
+def test_a_limit_that_everything_or_nothing_keeps_to_is_refused(
+    option: str, value: str, family: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(family[0]), f"{option}={value}"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "is not a finite number" in captured.err
+    assert option in captured.err
+
+
+def test_a_limit_that_is_not_finite_is_refused_by_the_verification_itself(
+    family: tuple[Path, Path], images: Path
+) -> None:
+    for limits in (Limits(max_old_miou_drop_pct=float("inf")), Limits(max_rss_mib=float("nan"))):
+        with pytest.raises(ConfigError, match="is not a finite number"):
+            verify_here(family[0], dataset=Folder(images), against=family[1], limits=limits, **FAST)
+
+
+def test_a_split_that_is_not_there_is_said_of_every_check_that_needs_its_images(
+    family: tuple[Path, Path], images: Path
+) -> None:
+    result = run_command(family[0], "--data", f"folder:{images}", "--against", family[1], "--split", "nosuch", "--json")
+    assert result.exit_code == 3
+    report = parse_report(result.stdout_bytes)
+    assert "nosuch" in report.check("images").detail
+    for name in ("old mIoU drop", "old class drop", "new mIoU"):
+        check = report.check(name)  # type: ignore[arg-type]
+        assert (check.verdict, check.detail) == ("not checked", "the labelled images could not be scored")
+
+
+def test_the_report_is_written_besides_the_table(forgetful: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    asked = (forgetful[0], "--data", f"folder:{images}", "--against", forgetful[1], "--out", out)
+    out.write_text("of an earlier run")
+    result = run_command(*asked)
+    assert result.exit_code == 1
+    assert "old mIoU drop" in result.stdout
+    assert parse_report(out.read_bytes()).exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    both = run_command(*asked, "--json")
+    assert both.stdout_bytes == out.read_bytes() + b"\n"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_reports_of_other_devices_are_written_here(
+    count: int, forgetful: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = verify_here(forgetful[0], **FAST)
+    outcomes = tuple(Outcome(parse_device(f"ssh://camera-{number}"), report, None, None) for number in range(count))
+    assert _show(outcomes, as_json=False, out=tmp_path / "report.json") == report.exit_code
+    written = (tmp_path / "report.json").read_bytes()
+    assert written == (encode_report(report) if count == 1 else encode_outcomes(outcomes))
+    capsys.readouterr()
+    _show(outcomes, as_json=True, out=None)
+    assert capsys.readouterr().out == written.decode() + "\n"
+
+
+@pytest.mark.parametrize("place", ["", "nowhere/report.json"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
+    place: str, family: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(family[0]), "--out", str(tmp_path / place)]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--out" in captured.err
+
+
+# The device
+
+
+def test_a_report_of_a_device_that_tells_nothing_is_not_written(family: tuple[Path, Path], tmp_path: Path) -> None:
+    report = verify_here(family[1], **FAST)
+    nothing = read_device_facts(proc=tmp_path, sysfs=tmp_path)
+    with pytest.raises(ReportError, match="does not tell what it is") as caught:
+        encode_report(msgspec.structs.replace(report, device=nothing))
+    assert "processor, memory" in str(caught.value)
+    assert "FileNotFoundError" in str(caught.value.found)
+    with pytest.raises(ReportError, match="everything"):
+        encode_report(msgspec.structs.replace(report, device=None))
+    for change in ({"machine": None}, {"cores": None}, {"memory_mib": None}):
+        with pytest.raises(ReportError):
+            encode_report(msgspec.structs.replace(report, device=msgspec.structs.replace(report.device, **change)))
+    unnamed = msgspec.structs.replace(report.device, processor=None, governor=None, load_average=None)
+    assert parse_report(encode_report(msgspec.structs.replace(report, device=unnamed))).device == unnamed
+
+
+def test_the_command_says_so_before_anything_runs(
+    family: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_device_facts.__kwdefaults__ is not None
+    monkeypatch.setitem(read_device_facts.__kwdefaults__, "proc", tmp_path)
+    for words in ([], ["--json"]):
+        assert run(["verify", str(family[0]), *words]) == 3
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "does not tell what it is" in captured.err
+        assert "edge-ilseg device facts" in captured.err
 
 
 def test_the_choice_of_images_needs_images(family: tuple[Path, Path]) -> None:
@@ -748,7 +956,15 @@ def test_a_folder_that_is_no_bundle_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--runtime", "tensorrt"], ["--limit", "0"], ["--data"], ["--max-old-drop", "much"], ["--bogus"]]
+    "arguments",
+    [
+        ["--runtime", "tensorrt"],
+        ["--limit", "0"],
+        ["--data"],
+        ["--max-old-drop", "much"],
+        ["--bogus"],
+        ["--min-images", "0"],
+    ],
 )
 def test_wrong_usage_ends_with_3_and_not_with_the_code_of_parity(
     arguments: list[str], family: tuple[Path, Path]

@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from edge_ilseg.devices.limits import check_finite
 from edge_ilseg.devices.update.gate_records import GateSettings, OwnLimits
 from edge_ilseg.errors import ConfigError, choice_hint
 
@@ -98,7 +99,7 @@ def make_agent_config(table: dict[str, object], path: Path) -> AgentConfig:
     """A configuration of the tables of an `agent.toml` that is, or will be, at `path`; its places are made absolute.
 
     Raises:
-        ConfigError: a field is unknown, missing or wrong.
+        ConfigError: a field is unknown, missing or wrong, or a limit is not finite.
     """
     for name, known in _known_fields(table).items():
         raise ConfigError(
@@ -117,6 +118,7 @@ def make_agent_config(table: dict[str, object], path: Path) -> AgentConfig:
             found=str(error),
             hint="correct the value at this path of the file",
         ) from error
+    check_finite(config.limits, where=path)
     folder = path.resolve().parent
     gate = msgspec.structs.replace(
         config.gate, data=_absolute_data(config.gate.data, folder), images=_absolute(config.gate.images, folder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.limits import DEFAULT_MIN_IMAGES, Limits
 from edge_ilseg.devices.update.confined import confine
 from edge_ilseg.devices.update.gate_records import (
     DEFAULT_MAX_MOVED_PCT,
@@ -146,7 +146,8 @@ def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> V
     """Which model, by what, and the limits: what is signed, made stricter by the profile and by the device's own."""
     from edge_ilseg.devices.loaded_bundle import choose_model
     from edge_ilseg.devices.profile_request import Measurable, with_profile
-    from edge_ilseg.devices.verdicts import GOLDEN_AGREEMENT, MAX_OLD_MIOU_DROP_PCT
+    from edge_ilseg.devices.retention import MAX_OLD_MIOU_DROP_PCT
+    from edge_ilseg.devices.verdicts import GOLDEN_AGREEMENT
     from edge_ilseg.devices.verification import VerifyRequest
 
     settings = request.settings
@@ -156,6 +157,7 @@ def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> V
         threads=settings.threads,
         max_images=settings.max_images,
         latency_runs=settings.latency_runs,
+        with_evidence=False,
     )
     profiled = with_profile(asked, settings.profile, {}, bundle, measurable=Measurable(True, True, True))
     runtime, precision = choose_model(manifest, profiled.runtime, profiled.precision)
@@ -165,6 +167,8 @@ def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> V
     }
     of_profile = msgspec.structs.asdict(profiled.limits)
     del of_profile["max_bad_images"]  # 0 is what stands there when a profile says nothing
+    if of_profile["min_images"] == DEFAULT_MIN_IMAGES:  # so here
+        del of_profile["min_images"]
     limits = tighten(request.limits, of_profile, defaults)
     limits = tighten(limits, msgspec.structs.asdict(settings.limits), defaults)
     return msgspec.structs.replace(profiled, runtime=runtime, precision=precision, limits=limits)
@@ -216,7 +220,7 @@ def _verify(verify: VerifyRequest, sides: Sides, labels: tuple[Labels, ...], fra
     from edge_ilseg.devices.update.gate_judgement import Run, limits_for
     from edge_ilseg.devices.verification import verify_bundle
 
-    limits = verify.limits if labels or frames is None else _with_defaults_for_frames(verify.limits)
+    limits = verify.limits if frames is None else _with_limits_for_frames(verify.limits, has_labels=bool(labels))
     runs: list[Run] = []
     for item in _passes(sides, labels, frames):
         given = item.labels
@@ -239,12 +243,14 @@ def _verify(verify: VerifyRequest, sides: Sides, labels: tuple[Labels, ...], fra
     return runs
 
 
-def _with_defaults_for_frames(limits: Limits) -> Limits:
+def _with_limits_for_frames(limits: Limits, *, has_labels: bool) -> Limits:
+    """Where no limit says it: the gate's own without labels; beside labels, which decide, frames refuse nothing."""
     agreement, moved = limits.min_agreement_pct, limits.max_moved_pct
+    otherwise = (0.0, 100.0) if has_labels else (DEFAULT_MIN_AGREEMENT_PCT, DEFAULT_MAX_MOVED_PCT)
     return msgspec.structs.replace(
         limits,
-        min_agreement_pct=DEFAULT_MIN_AGREEMENT_PCT if agreement is None else agreement,
-        max_moved_pct=DEFAULT_MAX_MOVED_PCT if moved is None else moved,
+        min_agreement_pct=otherwise[0] if agreement is None else agreement,
+        max_moved_pct=otherwise[1] if moved is None else moved,
     )
 
 

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 from msgspec.structs import replace
 
 from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.retention import MAX_OLD_MIOU_DROP_PCT, ClassDrop, judge_class_drops, judge_drop
 from edge_ilseg.devices.update.gate_records import Evidence, Fall, GateSettings, GateVerdict
-from edge_ilseg.devices.verdicts import MAX_OLD_MIOU_DROP_PCT, judge_drop
 from edge_ilseg.devices.verify_report import CHECKS, Check, CheckName, ClassScore, VerifyReport
 
 DROPS: tuple[CheckName, CheckName] = ("old mIoU drop", "old class drop")
@@ -80,9 +80,12 @@ def decide(runs: Sequence[Run], settings: GateSettings, *, is_busy: bool) -> Gat
 
 
 def findings(run: Run) -> tuple[Check, ...]:
-    """The checks of a run that tell of the new bundle, as if it had been the one verified."""
+    """The checks of a run that tell of the new bundle, as if it had been the one verified.
+
+    A frame that cannot be read is none of them: a camera writes while the gate reads, and rule 3 counts the others.
+    """
     if run.direction != "back":
-        return run.report.checks
+        return tuple(check for check in run.report.checks if check.name != "unlabelled images")
     checks = {check.name: check for check in run.report.checks}
     kept = [checks[name] for name in ("images", "unlabelled agreement")]
     kept.append(replace(checks["golden outputs"], name="parent's golden outputs"))
@@ -107,18 +110,21 @@ def evidence(run: Run, min_frames: int) -> tuple[Evidence, ...]:
 
 
 def falls(run: Run) -> tuple[Fall, ...]:
-    """The old classes that fell, the gravest first."""
-    if run.report.scores is None or run.direction == "alone":
+    """The old classes that fell, the gravest first; none is forgotten where the images are too few to say so."""
+    scores = run.report.scores
+    if scores is None or run.direction == "alone":
         return ()
     limits = run.report.limits
+    is_decided = scores.images_of_old >= limits.min_images
     mean_limit = MAX_OLD_MIOU_DROP_PCT if limits.max_old_miou_drop_pct is None else limits.max_old_miou_drop_pct
     limit = mean_limit if limits.max_class_drop_pct is None else limits.max_class_drop_pct
     found = []
-    for item in run.report.scores.classes:
+    for item in scores.classes:
         change = _change(item, is_back=run.direction == "back")
         if change is None:
             continue
-        is_forgotten = change.drop_pct > limit and (change.low_pct is None or change.low_pct > limit)
+        is_beyond = change.drop_pct > limit and (change.low_pct is None or change.low_pct > limit)
+        is_forgotten = is_decided and is_beyond
         if is_forgotten or (change.low_pct is not None and change.low_pct > 0):
             found.append(replace(change, is_forgotten=is_forgotten))
     return tuple(sorted(found, key=lambda item: -item.drop_pct))
@@ -144,21 +150,29 @@ def _drops_back(report: VerifyReport) -> tuple[Check, ...]:
     ends = (None if high is None else -high, None if low is None else -low)
     limit = MAX_OLD_MIOU_DROP_PCT if limits.max_old_miou_drop_pct is None else limits.max_old_miou_drop_pct
     before_pct, after_pct = 100 * (scores.miou_old or 0.0), 100 * (scores.parent_miou_old or 0.0)
-    found = [judge_drop("old mIoU drop", -mean.value, ends, limit, f"{before_pct:.1f} -> {after_pct:.1f} %")]
-    changes = [change for item in scores.classes if (change := _change(item, is_back=True)) is not None]
-    classes = [
-        judge_drop(
-            "old class drop",
-            item.drop_pct,
-            (item.low_pct, item.high_pct),
-            limits.max_class_drop_pct,
-            f"{item.name} {item.before_pct:.1f} -> {item.after_pct:.1f} %",
+    drop = judge_drop(
+        "old mIoU drop",
+        -mean.value,
+        ends,
+        limit,
+        f"{before_pct:.1f} -> {after_pct:.1f} %",
+        images=scores.images_of_old,
+        min_images=limits.min_images,
+    )
+    drops = [
+        ClassDrop(
+            change.name,
+            change.before_pct,
+            change.after_pct,
+            change.drop_pct,
+            change.low_pct,
+            change.high_pct,
+            item.images or 0,
         )
-        for item in changes
+        for item in scores.classes
+        if (change := _change(item, is_back=True)) is not None
     ]
-    order = ("passed", "not checked", "too few images", "failed")
-    found.append(max(classes, key=lambda check: (order.index(check.verdict), check.value or 0.0)))
-    return tuple(found)
+    return drop, judge_class_drops(drops, scores.unmeasured_old, limits, images_of_old=scores.images_of_old)
 
 
 def _facts(runs: Sequence[Run], seen: tuple[Evidence, ...]) -> GateVerdict:

@@ -43,6 +43,7 @@ class OwnLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_rss_mib: LimitValue | None = None
     max_model_mib: LimitValue | None = None
     max_bad_images: Annotated[int, Meta(ge=0)] | None = None
+    min_images: AtLeastOne | None = None
 
 
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,8 +3,8 @@
 1. Nothing heavy is imported before a command runs: `edge-ilseg --help` imports click alone.
 2. Results go to standard output, progress and errors to standard error.
 3. Exit codes, for every command: 0 done or passed; 1 verify: retention or another limit, doctor: a problem; 2 parity;
-   3 everything else that is wrong (input, artefact, environment, usage); 4 verify: too few images to tell; 130
-   interrupted.
+   3 everything else that is wrong (input, artefact, environment, usage); 4 verify: too few images to tell; 70 a defect
+   of this program, with its traceback; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_ilseg import __version__
-from edge_ilseg.errors import EXIT_ARTEFACT, EdgeIlsegError
+from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_DEFECT, EXIT_INTERRUPTED, EdgeIlsegError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -127,7 +127,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: nothing half-done was written", err=True)
-        return 130
+        return EXIT_INTERRUPTED
+    except Exception:  # noqa: BLE001 - a defect: Python's own exit code, 1, would read as the verdict "it forgot"
+        import traceback
+
+        traceback.print_exc()
+        click.echo("error: this is a defect of edge-ilseg, and not of what it was given", err=True)
+        return EXIT_DEFECT
     return result if isinstance(result, int) else 0
 
 

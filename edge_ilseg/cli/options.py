@@ -1,17 +1,22 @@
-"""Options that several commands share, and how their text becomes values."""
+"""Options that several commands share, and how their text becomes values.
+
+Configurations, which bring numpy and Pillow, are imported where a value is parsed: a device that shows help, or looks
+for an update, needs neither.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
-import msgspec
 
-from edge_ilseg.config import DataConfig, DataOptions, TrainConfig, override
 from edge_ilseg.errors import ConfigError, choice_hint
-from edge_ilseg.schedule import CHECKPOINT_SECONDS
+
+if TYPE_CHECKING:
+    from edge_ilseg.config import DataConfig, DataOptions, TrainConfig
 
 workspace_argument = click.argument(
     "workspace", type=click.Path(file_okay=False, path_type=Path), default=Path("."), metavar="[WORKSPACE]"
@@ -27,6 +32,22 @@ hint_option = click.option(
 step_option = click.option(
     "--step", "step_name", metavar="STEP", help="Name or number of a step; the latest if left out."
 )
+
+
+class FiniteFloat(click.ParamType):  # type: ignore[type-arg]
+    """A number that a limit can be: infinity and what is no number would be kept always, or never."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; fails for anything else."""
+        number: float = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number: leave the option out to set no limit of your own", param, ctx)
+        return number
+
+
+LIMIT = FiniteFloat()
 
 data_option_option = click.option(
     "--data-option",
@@ -65,6 +86,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a plan is run; `pipeline.run_plan` takes them under the same names."""
+    from edge_ilseg.schedule import CHECKPOINT_SECONDS
+
     for option in reversed(
         (
             click.option(
@@ -132,6 +155,8 @@ def parse_settings(settings: TrainConfig, items: Sequence[str]) -> dict[str, Any
     Raises:
         ConfigError: unknown key, one given twice, or a value that is not of the setting's type.
     """
+    import msgspec
+
     hints = get_type_hints(type(settings), include_extras=True)
     values: dict[str, Any] = {}
     for item in items:
@@ -176,6 +201,7 @@ def parse_data_text(text: str) -> DataConfig:
     Raises:
         ConfigError: the kind is unknown.
     """
+    from edge_ilseg.config import DataConfig
     from edge_ilseg.data import DATASETS
 
     kind, _, root = text.partition(":")
@@ -232,6 +258,10 @@ def data_config(
     Raises:
         ConfigError: a value cannot be used.
     """
+    import msgspec
+
+    from edge_ilseg.config import override
+
     if data_text is not None:
         other = parse_data_text(data_text)
         if other.kind == default.kind:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_ilseg.cli.json_option import json_option
+from edge_ilseg.cli.options import LIMIT
 from edge_ilseg.errors import UpdateError
 
 if TYPE_CHECKING:
@@ -86,16 +87,17 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a device must see kept before a model goes on trial, by the names that `verify` gives them."""
     for option in reversed(
         (
-            click.option("--max-old-drop", type=float, help="Points of old-class mIoU that may be lost.  [2]"),
-            click.option("--max-class-drop", type=float, help="Points of IoU a single old class may lose.  [10]"),
-            click.option("--min-new-iou", type=float, help="Least mean IoU of the new classes, per cent."),
-            click.option("--min-agreement", type=float, help="Without labels: least agreement with the model before."),
-            click.option("--max-moved", type=float, help="Without labels: most old pixels that became new ones."),
-            click.option("--max-latency-ms", type=float, help="Highest 95th percentile of the latency."),
-            click.option("--max-rss-mib", type=float, help="Highest peak memory of a process that runs the model."),
-            click.option("--max-model-mib", type=float, help="Highest size of the model's files."),
-            click.option("--min-golden-agreement", type=float, help="Share of golden pixels that must be equal."),
+            click.option("--max-old-drop", type=LIMIT, help="Points of old-class mIoU that may be lost.  [2]"),
+            click.option("--max-class-drop", type=LIMIT, help="Points of IoU a single old class may lose.  [10]"),
+            click.option("--min-new-iou", type=LIMIT, help="Least mean IoU of the new classes, per cent."),
+            click.option("--min-agreement", type=LIMIT, help="Without labels: least agreement with the model before."),
+            click.option("--max-moved", type=LIMIT, help="Without labels: most old pixels that became new ones."),
+            click.option("--max-latency-ms", type=LIMIT, help="Highest 95th percentile of the latency."),
+            click.option("--max-rss-mib", type=LIMIT, help="Highest peak memory of a process that runs the model."),
+            click.option("--max-model-mib", type=LIMIT, help="Highest size of the model's files."),
+            click.option("--min-golden-agreement", type=LIMIT, help="Share of golden pixels that must be equal."),
             click.option("--max-bad-images", type=click.IntRange(min=0), help="Images that may be left out.  [0]"),
+            click.option("--min-images", type=POSITIVE, help="Fewer images of old classes decide no drop.  [20]"),
         )
     ):
         command = option(command)
@@ -107,13 +109,13 @@ def watch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         (
             click.option("--watch-min-frames", type=POSITIVE, help="Frames before it is confirmed.  [100]"),
-            click.option("--watch-min-seconds", type=float, help="Seconds before it is confirmed.  [60]"),
-            click.option("--watch-deadline-s", type=float, help="Seconds until it is rolled back.  [86400]"),
+            click.option("--watch-min-seconds", type=LIMIT, help="Seconds before it is confirmed.  [60]"),
+            click.option("--watch-deadline-s", type=LIMIT, help="Seconds until it is rolled back.  [86400]"),
             click.option("--watch-max-starts", type=POSITIVE, help="Starts of the application.  [3]"),
             click.option("--watch-max-failures", type=click.IntRange(min=0), help="Frames that failed.  [0]"),
             click.option("--watch-max-constant-pct", type=PERCENT, help="Masks of one class whole, per cent.  [50]"),
             click.option("--watch-max-old-share-drop-pct", type=PERCENT, help="Points of the pixels of old classes."),
-            click.option("--watch-max-latency-ms", type=float, help="95th percentile of the latency."),
+            click.option("--watch-max-latency-ms", type=LIMIT, help="95th percentile of the latency."),
         )
     ):
         command = option(command)
@@ -356,6 +358,7 @@ def _limits(given: dict[str, float | None]) -> Limits:
         "max_model_mib": "max_model_mib",
         "min_golden_agreement": "min_golden_agreement",
         "max_bad_images": "max_bad_images",
+        "min_images": "min_images",
     }
     values = {name: given[option] for option, name in names.items() if given[option] is not None}
     return msgspec.structs.replace(DEFAULT_LIMITS, **values)

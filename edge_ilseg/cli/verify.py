@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_ilseg.cli.json_option import json_option
-from edge_ilseg.cli.options import data_option_option, hint_option, parse_data_options, parse_data_text
+from edge_ilseg.cli.options import LIMIT, data_option_option, hint_option, parse_data_options, parse_data_text
 from edge_ilseg.cli.verify_remote import remote_options, verify_remotely
 from edge_ilseg.errors import ConfigError, EdgeIlsegError
 
@@ -44,18 +44,22 @@ DEFAULT_SPLITS = ("test", "val")
 @click.option("--threads", type=POSITIVE, metavar="N", help="Threads of the runtime; its own choice if left out.")
 @hint_option
 @click.option("--latency-runs", type=POSITIVE, default=30, show_default=True, metavar="N", help="Warm runs to time.")
-@click.option("--max-old-drop", type=float, help="Points of old-class mIoU: 2, given --data and --against.")
-@click.option("--max-class-drop", type=float, help="Points of IoU that a single old class may lose.")
-@click.option("--min-new-iou", type=float, help="Least mean IoU of the new classes, per cent.")
-@click.option("--min-agreement", type=float, help="With --images: least agreement with the parent's masks, per cent.")
-@click.option("--max-moved", type=float, help="With --images: most old pixels that became new ones, per cent.")
-@click.option("--max-latency-ms", type=float, help="Highest 95th percentile of the latency.")
-@click.option("--max-rss-mib", type=float, help="Highest peak memory of a process that runs the model.")
-@click.option("--max-model-mib", type=float, help="Highest size of the model's files.")
+@click.option("--max-old-drop", type=LIMIT, help="Points of old-class mIoU: 2, given --data and --against.")
+@click.option("--max-class-drop", type=LIMIT, help="Points of IoU that a single old class may lose.")
+@click.option("--min-new-iou", type=LIMIT, help="Least mean IoU of the new classes, per cent.")
+@click.option("--min-agreement", type=LIMIT, help="With --images: agreement with the parent's masks, per cent.  [60]")
+@click.option("--max-moved", type=LIMIT, help="With --images: old pixels that became new ones, per cent.  [10]")
+@click.option("--max-latency-ms", type=LIMIT, help="Highest 95th percentile of the latency.")
+@click.option("--max-rss-mib", type=LIMIT, help="Highest peak memory of a process that runs the model.")
+@click.option("--max-model-mib", type=LIMIT, help="Highest size of the model's files.")
 @click.option(
-    "--min-golden-agreement", type=float, help="Share of golden pixels; 0.999, or 0.99 for int8, if left out."
+    "--min-golden-agreement", type=LIMIT, help="Share of golden pixels; 0.999, or 0.99 for int8, if left out."
 )
 @click.option("--max-bad-images", type=click.IntRange(min=0), help="Images that may be left out.  [0]")
+@click.option("--min-images", type=POSITIVE, metavar="N", help="Fewer images of old classes decide no drop.  [20]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the report, besides the table."
+)
 @remote_options
 @json_option
 @click.pass_context
@@ -84,6 +88,8 @@ def verify(
     max_model_mib: float | None,
     min_golden_agreement: float | None,
     max_bad_images: int | None,
+    min_images: int | None,
+    out: Path | None,
     on: tuple[str, ...],
     ssh_option_items: tuple[str, ...],
     remote_pythons: tuple[str, ...],
@@ -95,13 +101,13 @@ def verify(
     Hashes and golden outputs are always checked. Old classes are compared with the parent's bundle on the same images:
     --data and --against. A drop passes when its whole 95 % interval over images is within the limit. Without labels,
     the masks are compared with the parent's: --images. Limits come from --profile, and from options, which go before
-    it; those that are left out are shown and not checked. Needs a runtime, and no torch.
+    it; what has no limit and no default is shown and not checked. Needs a runtime, and no torch.
 
     \b
     edge-ilseg verify boat.bundle
     edge-ilseg verify boat.bundle --data msrc:DATA --against base.bundle
     edge-ilseg verify boat.bundle --data folder:DATA --against base.bundle --max-old-drop 1 --max-class-drop 5 --json
-    edge-ilseg verify boat.bundle --against base.bundle --images /var/camera --profile raspberry-pi-5
+    edge-ilseg verify boat.bundle --against base.bundle --images /var/camera --profile raspberry-pi-5 --out boat.json
     edge-ilseg verify boat.bundle --runtime openvino --precision fp32 --max-latency-ms 40 --threads 2
     edge-ilseg verify boat.bundle --on ssh://pi@camera-1 --on ssh://pi@camera-2 --remote-python venv/bin/python
 
@@ -116,11 +122,14 @@ def verify(
     from rich.console import Console
 
     from edge_ilseg.cli.progress_bar import progress_bar
+    from edge_ilseg.devices.facts import read_device_facts
     from edge_ilseg.devices.profile_request import Measurable, with_profile
     from edge_ilseg.devices.verdict_table import verdict_table
     from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
-    from edge_ilseg.devices.verify_report import encode_report
+    from edge_ilseg.devices.verify_report import check_device, encode_report
+    from edge_ilseg.files import write_bytes
 
+    _check_place(out)
     if data_text is None and (split is not None or data_option_items or (max_images is not None and images is None)):
         raise ConfigError(
             "--split, --limit and --data-option choose among images, and none are given", hint="add --data KIND:ROOT"
@@ -136,6 +145,7 @@ def verify(
         "max_rss_mib": max_rss_mib,
         "max_model_mib": max_model_mib,
         "max_bad_images": max_bad_images,
+        "min_images": min_images,
     }
     dataset = None if data_text is None else _open_images(data_text, data_option_items)
     if dataset is not None and split is None:
@@ -143,6 +153,7 @@ def verify(
         click.echo(f"split: {split} of {data_text}", err=True)
     if on or ssh_option_items or remote_pythons or remote_folders:
         ctx.exit(verify_remotely(ctx, dataset, split, limits))
+    check_device(read_device_facts())  # before minutes are spent on a report that would not be written
     request = VerifyRequest(runtime=runtime, precision=precision, threads=threads, latency_runs=latency_runs, hint=hint)
     request = with_profile(
         msgspec.structs.replace(request, split=split or "test", max_images=max_images),
@@ -153,12 +164,23 @@ def verify(
     )
     with progress_bar("verify") as progress:
         report = verify_bundle(bundle, request, against=against, dataset=dataset, unlabelled=images, progress=progress)
+    encoded = encode_report(report)
+    if out is not None:
+        write_bytes(out, encoded)
     if as_json:
-        click.echo(encode_report(report))
+        click.echo(encoded)
     else:
         console = Console()
         (console if console.is_terminal else Console(width=140)).print(verdict_table(report))
     ctx.exit(report.exit_code)
+
+
+def _check_place(out: Path | None) -> None:
+    """Raise `ConfigError` when no file can be written to `out`: looked at before minutes are spent on measuring."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        what = "the place of the report is a folder" if out.is_dir() else "the folder for the report is missing"
+        hint = "name a file" if out.is_dir() else "make it"
+        raise ConfigError(what, where="--out", found=out if out.is_dir() else out.parent, hint=hint)
 
 
 def _open_images(data_text: str, data_option_items: Sequence[str]) -> Dataset:

@@ -10,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from edge_ilseg.cli.options import parse_data_text
-from edge_ilseg.devices.remote_store import DEFAULT_FOLDER, DEFAULT_PYTHON
 from edge_ilseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,9 +18,12 @@ if TYPE_CHECKING:
     from edge_ilseg.devices.ssh import Device
     from edge_ilseg.progress import ProgressCallback
 
+DEFAULT_PYTHON, DEFAULT_FOLDER = "python3", "~/.cache/edge-ilseg/remote"
+"""As in `edge_ilseg.devices.remote_store`, whose import would make every `verify` start later."""
 REMOTE_PARAMETERS = frozenset({"on", "ssh_option_items", "remote_pythons", "remote_folders"})
-PLACED_PARAMETERS = frozenset({"bundle", "against", "data_text", "split", "profile_name", "as_json"})
-"""Those whose values are other ones on the device; every other one is forwarded as it was given."""
+PLACED_PARAMETERS = frozenset({"bundle", "against", "data_text", "split", "profile_name", "as_json", "out"})
+"""Those whose values are other ones on the device, or which are for here; every other one is forwarded as it was given.
+"""
 
 
 def remote_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +92,7 @@ def verify_remotely(
     with progress_bar("verify") as progress:
         job = _job(ctx, dataset, split, progress)
         outcomes = verify_on_devices(devices, job, progress)
-    return _show(outcomes, as_json=ctx.params["as_json"])
+    return _show(outcomes, as_json=ctx.params["as_json"], out=ctx.params["out"])
 
 
 def _devices(params: Mapping[str, Any]) -> list[tuple[Device, RemoteSettings]]:
@@ -191,13 +193,14 @@ def _forwarded(ctx: click.Context) -> list[str]:
     return words
 
 
-def _show(outcomes: tuple[Outcome, ...], *, as_json: bool) -> int:
-    """Print one report like that of a local run, or a table over devices."""
+def _show(outcomes: tuple[Outcome, ...], *, as_json: bool, out: Path | None) -> int:
+    """Print one report like that of a local run, or a table over devices; write the same as JSON to `out`."""
     from rich.console import Console
 
     from edge_ilseg.devices.remote_table import device_table, encode_outcomes, gravest
     from edge_ilseg.devices.verdict_table import verdict_table
     from edge_ilseg.devices.verify_report import encode_report
+    from edge_ilseg.files import write_bytes
 
     for outcome in outcomes:
         if outcome.copied is not None:
@@ -207,13 +210,14 @@ def _show(outcomes: tuple[Outcome, ...], *, as_json: bool) -> int:
     first = outcomes[0]
     if len(outcomes) == 1 and first.error is not None:
         raise first.error
-    if len(outcomes) == 1 and first.report is not None:
-        if as_json:
-            click.echo(encode_report(first.report))
-        else:
-            console.print(verdict_table(first.report))
-    elif as_json:
-        click.echo(encode_outcomes(outcomes))
+    is_one = len(outcomes) == 1 and first.report is not None
+    encoded = encode_report(first.report) if is_one and first.report is not None else encode_outcomes(outcomes)
+    if out is not None:
+        write_bytes(out, encoded)
+    if as_json:
+        click.echo(encoded)
+    elif first.report is not None and is_one:
+        console.print(verdict_table(first.report))
     else:
         console.print(device_table(outcomes))
     return gravest(outcome.exit_code for outcome in outcomes)
