@@ -35,14 +35,14 @@ sensible demand, and a real fault goes far beyond them. Such a fault is 8-bit we
 processor without integer dot products; measured on one small network, it took the mIoU from 0.714 to 0.537.
 """
 
-MIN_AGREEMENT_PCT = 50.0
+MIN_AGREEMENT_PCT = 55.0
 MAX_MOVED_PCT = 15.0
 """What a bundle must keep to beside its parent on images without labels, per cent, unless other limits are given.
 
 Chosen, not derived: agreement falls and pixels move also when a model learns, because new objects are no longer taken
 for old ones, so the two are wider than what labels allow. On MSRC-v2 at 16+5 (128x96, 85 test images, two seeds) steps
-that distil the output, and `analytic`, agree with their parent by 50 to 82 % and move 3 to 9 % of its pixels;
-fine-tuning and frozen features alone agree by 24 to 28 % and move 15 to 20 %.
+that distil the output, and `analytic`, agree with their parent by 64 to 82 % (one of eight: 50) and move 3 to 9 % of its
+pixels; fine-tuning and frozen features alone agree by 24 to 28 % and move 15 to 20 %. One of two old classes lost is 50 %.
 """
 
 
