@@ -41,8 +41,9 @@ MAX_MOVED_PCT = 15.0
 
 Chosen, not derived: agreement falls and pixels move also when a model learns, because new objects are no longer taken
 for old ones, so the two are wider than what labels allow. On MSRC-v2 at 16+5 (128x96, 85 test images, two seeds) steps
-that distil the output, and `analytic`, agree with their parent by 64 to 82 % (one of eight: 50) and move 3 to 9 % of its
-pixels; fine-tuning and frozen features alone agree by 24 to 28 % and move 15 to 20 %. One of two old classes lost is 50 %.
+that distil the output, and `analytic`, agree with their parent by 64 to 82 % (one of eight: 50) and move 3 to 9 % of
+its pixels; fine-tuning and frozen features alone agree by 24 to 28 % and move 15 to 20 %. One of two old classes that
+is lost is 50 %.
 """
 
 
