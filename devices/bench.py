@@ -188,6 +188,7 @@ class _Measuring:
         self._side_by_side: list[SideBySideSample] = []
         self._peak_rss_mib: float | None = None
         self._error: str | None = None
+        self._side_by_side_error: str | None = None
 
     def __enter__(self) -> _Measuring:
         return self
@@ -197,7 +198,7 @@ class _Measuring:
 
     def take_turn(self, *, side_by_side: bool = False) -> None:
         """One turn, unless the model has failed before (rule 6)."""
-        if self._error is not None:
+        if self._error is not None or (side_by_side and self._side_by_side_error is not None):
             return
         try:
             if side_by_side:
@@ -205,7 +206,10 @@ class _Measuring:
             else:
                 self._run_alone()
         except EdgeIlsegError as error:
-            self._error = error.one_line()
+            if side_by_side:
+                self._side_by_side_error = error.one_line()
+            else:
+                self._error = error.one_line()
             self._stack.close()
 
     def _run_alone(self) -> None:
@@ -275,4 +279,5 @@ class _Measuring:
             peak_rss_mib=self._peak_rss_mib,
             summary=summarize(self._starts, self._rounds, self._side_by_side) if self._error is None else None,
             error=self._error,
+            side_by_side_error=self._side_by_side_error,
         )

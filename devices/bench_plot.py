@@ -132,7 +132,7 @@ def _rows(report: BenchReport, style: TextStyle) -> list[Row]:
         value = "failed"
         if found:
             value = f"{three_digits(found.latency_median_ms)} (p95 {three_digits(found.latency_p95_ms)}); "
-            value += f"{three_digits(found.side_by_side_per_s)}/s"
+            value += "-" if found.side_by_side_per_s is None else f"{three_digits(found.side_by_side_per_s)}/s"
         rows.append(Row(label, value, model))
     return rows
 

@@ -8,32 +8,20 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
 from threading import Event, Timer
 from typing import TypeVar
 
 import msgspec
 
-import edge_ilseg
 from edge_ilseg.devices.bench_child import Answer, Failed, Request
+from edge_ilseg.devices.own_process import module_command
 from edge_ilseg.errors import EdgeIlsegError
 
 GOODBYE_S = 5.0
 """How long a process may take to end by itself."""
-START = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import edge_ilseg
-del sys.path[0]
-from edge_ilseg.devices.bench_child import main
-main()
-"""
-"""Like `-m` (rule 1)."""
-
 A = TypeVar("A", bound=Answer)
 
 
@@ -43,7 +31,7 @@ class ModelProcess:
     def __init__(self, label: str) -> None:
         self._label = label
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-P", "-c", START, str(Path(edge_ilseg.__file__).parents[1])]
+        command = module_command("edge_ilseg.devices.bench_child")
         self.started_ns = time.monotonic_ns()
         try:
             self._process = subprocess.Popen(

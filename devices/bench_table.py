@@ -39,7 +39,11 @@ def bench_table(report: BenchReport) -> RenderableType:
     parts += [_rows(report), Text(_setting_text(report.settings), style="dim")]
     parts.append(Text(_device_text(report.device_before, report.device_after), style="dim"))
     parts += [Text(note, style="yellow") for note in _notes(report)]
-    parts += [Text(f"failed: {_name(model)}: {model.error}", "bold red") for model in report.models if model.error]
+    for model in report.models:
+        if model.error:
+            parts.append(Text(f"failed: {_name(model)}: {model.error}", "bold red"))
+        if model.side_by_side_error:
+            parts.append(Text(f"not side by side: {_name(model)}: {model.side_by_side_error}", "bold red"))
     return Group(*parts)
 
 
@@ -81,7 +85,7 @@ def _cells(model: ModelBench) -> tuple[str | Text, ...]:
         three_digits(found.latency_p95_ms),
         f"{found.latency_spread_pct:.0f}",
         f"{found.frames_per_s:.1f}",
-        f"{found.side_by_side_per_s:.1f} ({model.concurrent_runs})",
+        "-" if found.side_by_side_per_s is None else f"{found.side_by_side_per_s:.1f} ({model.concurrent_runs})",
         three_digits(found.cpu_ms_per_frame),
         f"{found.cold_start_ms:.0f}",
         three_digits(found.first_frame_ms),

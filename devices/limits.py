@@ -20,7 +20,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_golden_agreement: float | None = None
     """`None` takes `edge_ilseg.devices.verdicts.GOLDEN_AGREEMENT` for the precision."""
     max_old_miou_drop_pct: float | None = None
-    """`None` takes `edge_ilseg.devices.verdicts.MAX_OLD_MIOU_DROP_PCT` where images and a parent are given."""
+    """`None` takes `edge_ilseg.devices.retention.MAX_OLD_MIOU_DROP_PCT` where images and a parent are given."""
     max_class_drop_pct: float | None = None
     min_new_miou_pct: float | None = None
     min_agreement_pct: float | None = None
@@ -55,5 +55,6 @@ def check_finite(limits: msgspec.Struct, where: object = None) -> None:
                 f"the limit {name} is not a finite number",
                 where=where,
                 found=str(limit),
+                expected="a finite number",
                 hint="give a number, or leave the limit out",
             )

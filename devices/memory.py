@@ -12,22 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-import edge_ilseg
 from edge_ilseg.bundle import Precision, Runtime, read_manifest
 from edge_ilseg.devices.facts import read_peak_rss_mib
 from edge_ilseg.devices.loaded_bundle import load_bundle
+from edge_ilseg.devices.own_process import module_command
 from edge_ilseg.errors import BundleError, EdgeIlsegError
 
 TIMEOUT_S = 300
-START = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-import edge_ilseg
-del sys.path[0]
-import runpy
-runpy.run_module("edge_ilseg.devices.memory", run_name="__main__")
-"""
-"""Like `-m`, with the very package that runs here, and without the current folder among the places of modules."""
 ANSWER = re.compile(r"^peak_rss_mib=(unknown|\d+(?:\.\d+)?)$", re.MULTILINE)
 """The child's last word. A runtime, or a hook of the Python there, may print before and after it."""
 
@@ -47,8 +38,13 @@ def measure_peak_rss_mib(folder: Path, runtime: Runtime, precision: Precision, t
     Raises:
         BundleError: the process failed, did not end in time, or gave no answer.
     """
-    child = [sys.executable, "-P", "-c", START, str(Path(edge_ilseg.__file__).parents[1])]
-    command = [*child, str(folder.resolve()), runtime, precision, str(threads or "")]
+    command = [
+        *module_command("edge_ilseg.devices.memory"),
+        str(folder.resolve()),
+        runtime,
+        precision,
+        str(threads or ""),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

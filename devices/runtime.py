@@ -180,7 +180,7 @@ def _missing(runtime: Runtime) -> MissingPackageError | None:
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry (rule 5).
+    """Import OpenVINO without its telemetry (rule 6).
 
     `import openvino` alone writes an identifier into the home folder and reports the start to a server, unless the
     package `openvino_telemetry` cannot be imported: OpenVINO then takes its own stub.

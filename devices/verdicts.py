@@ -144,13 +144,9 @@ def check_parent(manifest: Manifest, parent: Manifest) -> None:
 
 def judge_images(scores: Scores, limits: Limits) -> Check:
     """Whether enough of the images could be used."""
-    bad = scores.bad_images
     detail = f"{scores.images_counted} of {scores.images_asked} images of {scores.dataset}, split {scores.split}"
-    if bad:
-        detail += f"; bad: {bad[0].image_id} ({bad[0].reason})" + (f" and {len(bad) - 1} more" if bad[1:] else "")
-    if not scores.images_counted:
-        return Check("images", "failed", detail, len(bad), limits.max_bad_images, "bad", EXIT_ARTEFACT)
-    return at_most("images", len(bad), limits.max_bad_images, "bad", detail, exit_code=EXIT_ARTEFACT)
+    bad = [(image.image_id, image.reason) for image in scores.bad_images]
+    return _judge_bad("images", bad, scores.images_counted, limits, detail)
 
 
 def judge_new_classes(scores: Scores, limits: Limits) -> Check:
@@ -237,13 +233,17 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
 
 def _judge_unlabelled_images(found: Unlabelled, limits: Limits) -> Check:
     """Whether enough of the images without labels could be used."""
-    bad = found.bad_images
     detail = f"{found.images_counted} of {found.images_asked} images"
+    return _judge_bad("unlabelled images", found.bad_images, found.images_counted, limits, detail)
+
+
+def _judge_bad(name: CheckName, bad: Sequence[tuple[str, str]], counted: int, limits: Limits, detail: str) -> Check:
+    """Names and reasons of bad images against how many there may be; where none could be used it has failed."""
     if bad:
         detail += f"; bad: {bad[0][0]} ({bad[0][1]})" + (f" and {len(bad) - 1} more" if bad[1:] else "")
-    if not found.images_counted:
-        return Check("unlabelled images", "failed", detail, len(bad), limits.max_bad_images, "bad", EXIT_ARTEFACT)
-    return at_most("unlabelled images", len(bad), limits.max_bad_images, "bad", detail, exit_code=EXIT_ARTEFACT)
+    if not counted:
+        return Check(name, "failed", detail, len(bad), limits.max_bad_images, "bad", EXIT_ARTEFACT)
+    return at_most(name, len(bad), limits.max_bad_images, "bad", detail, exit_code=EXIT_ARTEFACT)
 
 
 def judge_memory(peak_rss_mib: float | None, limits: Limits) -> Check:

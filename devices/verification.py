@@ -90,7 +90,7 @@ class VerifyRequest(msgspec.Struct, frozen=True):
     to the application; the latency is always that of one image with all threads."""
     with_evidence: bool = True
     """Measure what a person reads and no verdict needs: each layer's element type, and where golden masks of int8
-    change. It loads up to three more sessions; the agent's gate leaves it out."""
+    change. It loads up to five more sessions; the agent's gate leaves it out."""
 
 
 def verify_bundle(
@@ -195,7 +195,7 @@ def _check_images(
         try:
             compared = compare_unlabelled(loaded, parent, unlabelled, names, progress)
         except EdgeIlsegError as error:
-            checks.append(failed_by("unlabelled images", error))
+            checks.append(failed_by("unlabelled agreement", error))
         else:
             report = msgspec.structs.replace(report, unlabelled=compared)
             checks += judge_unlabelled(compared, limits)

@@ -105,7 +105,7 @@ def statistics_size(plan: StepPlan, model: SegmentationModel) -> int:
     """Bytes of the sums that a step leaves unasked, where it can leave any (rule 4); 0 where it does not."""
     if not plan.settings.statistics or not has_closed_form(model):
         return 0
-    size_bytes = 8 * len(plan.classes) * packed_count(feature_count(model))
+    size_bytes = _sums_bytes(model, len(plan.classes))
     return size_bytes if size_bytes <= MOST_BYTES else 0
 
 
@@ -113,6 +113,10 @@ def sums_bytes(spec: ModelSpec, classes: int) -> int:
     """Bytes of the sums of so many classes, of a network that is not built: for a plan."""
     with torch.device("meta"):
         model = build_model(spec, (classes,))
+    return _sums_bytes(model, classes)
+
+
+def _sums_bytes(model: SegmentationModel, classes: int) -> int:
     return 8 * classes * packed_count(feature_count(model))
 
 

@@ -19,6 +19,7 @@ EXIT_PARITY = 2  # verify, export: a runtime does not compute what it should
 EXIT_ARTEFACT = 3  # everything else: bad input, damaged file, missing package, wrong usage
 EXIT_UNDECIDED = 4  # verify: nothing is broken, and the images are too few to tell
 EXIT_DEFECT = 70  # a defect of this program, with its traceback; EX_SOFTWARE of sysexits.h
+EXIT_CLOSED_PIPE = 141  # as a shell says of a program whose reader has gone
 EXIT_INTERRUPTED = 130  # as a shell says of a program that Ctrl-C has ended
 
 ACCESS_HINT = "see that this user may read and write it, and that the disk is sound"

@@ -30,8 +30,14 @@ VOID_COLOR: Color = (224, 224, 192)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
 )
 """What Pillow's decoders raise on damaged bytes; OSError holds its "truncated" and "cannot identify", TypeError a TIFF
 page without its size."""

@@ -212,7 +212,13 @@ def resolve_method(
     given = {key: value for key, value in switches.items() if value is not None}
     try:
         method = msgspec.convert(
-            {**msgspec.to_builtins(preset), "freeze": freeze or preset.freeze, "losses": weights, **given}, Method
+            {
+                **msgspec.to_builtins(preset),
+                "freeze": preset.freeze if freeze is None else freeze,
+                "losses": weights,
+                **given,
+            },
+            Method,
         )
     except msgspec.ValidationError as error:
         raise ConfigError(

@@ -4,6 +4,7 @@
 2. A method may be named with another cut point than its preset's: `kd-output@stages:2` freezes the first two stages.
 3. The background, where there is one, belongs to step 0, whatever the class order.
 4. Whatever can be found out before anything is trained is found out here.
+5. A folder keeps the plan of its first run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.step_view import class_pixels, count_pixels
 from edge_ilseg.errors import ConfigError, WorkspaceError
-from edge_ilseg.files import write_bytes
+from edge_ilseg.files import disk_error, write_bytes
 from edge_ilseg.methods import SWITCHES, split_method
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.planning import fit_step_method
@@ -35,7 +36,7 @@ PLAN_NAME = "scenario.json"
 
 
 class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the runs of one folder have in common (rule 3)."""
+    """What the runs of one folder have in common; it never changes (rule 5)."""
 
     format: Literal["edge-ilseg-scenario"]
     format_version: int
@@ -74,7 +75,7 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self.train, seed=seed)
 
     def joint_settings(self, seed: int) -> TrainConfig:
-        """How the upper bound is trained (rule 5)."""
+        """How the upper bound is trained: with the iterations of step 0 and of all increments together."""
         steps = range(1, len(self.classes))
         more = sum(self.step_settings(index, self.step.method, seed).iterations for index in steps)
         return msgspec.structs.replace(self.train, iterations=self.train.iterations + more, seed=seed)
@@ -155,6 +156,7 @@ def _given_order(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
             "a class order names every class of the data set",
             where="--class-order",
             found=f"{len(foreground)} of {len(foreground) + len(missing)} classes, without {', '.join(missing)}",
+            expected=", ".join(name for name in info.classes if name != info.background),
             hint="add the classes that are missing, or take one of the orders " + ", ".join(CLASS_ORDERS),
         )
     return foreground if info.background is None else (info.background, *foreground)
@@ -167,14 +169,17 @@ def without_changes(step: StepConfig) -> StepConfig:
 
 
 def fix_plan(folder: Path, plan: ScenarioPlan) -> None:
-    """Write the plan of a new folder, or find that the folder's is the same (rule 3).
+    """Write the plan of a new folder, or find that the folder's is the same (rule 5).
 
     Raises:
-        WorkspaceError: the folder has another plan.
+        WorkspaceError: the folder has another plan, or cannot be made or read.
     """
     path = folder / PLAN_NAME
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, folder) from error
         write_bytes(path, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
         return
     found = read_plan(folder)
@@ -201,6 +206,8 @@ def read_plan(folder: Path) -> ScenarioPlan:
         raise WorkspaceError(
             "this folder holds no run of a scenario", where=folder, expected=PLAN_NAME, hint="edge-ilseg scenario run"
         ) from error
+    except OSError as error:
+        raise disk_error(error, path) from error
     return parse_versioned(
         data,
         ScenarioPlan,

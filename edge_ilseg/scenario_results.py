@@ -16,13 +16,14 @@ import msgspec
 
 from edge_ilseg.checkpoint import StepRecord
 from edge_ilseg.errors import WorkspaceError
+from edge_ilseg.methods import METHODS, split_method
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.scenario_plan import ScenarioPlan, read_plan, replacements
 from edge_ilseg.scenario_run import FAILED, JOINT, joint_folder, seed_folder
 from edge_ilseg.workspace import BASE_STEP, Workspace, open_workspace
 
 FORMAT: Final = "edge-ilseg-scenario-results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class StepScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,7 +118,8 @@ def collect(plan: ScenarioPlan, chains: Sequence[Chain], failed: Mapping[tuple[s
 
 
 def _replaced(plan: ScenarioPlan, methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    noted = {method: replacements(plan, method) for method in dict.fromkeys(methods) if method != JOINT}
+    presets = [method for method in dict.fromkeys(methods) if split_method(method)[0] in METHODS]
+    noted = {method: replacements(plan, method) for method in presets}
     return {method: notes for method, notes in noted.items() if notes}
 
 
@@ -162,7 +164,7 @@ def _score(workspace: Workspace, name: str, plan: ScenarioPlan) -> StepScore:
             where=workspace.step_folder(name),
             found=f"scores on: {', '.join(record.metrics) or 'nothing'}",
             expected=f"scores on {plan.data.eval_split}",
-            hint="mend the data and delete the step's folder: the same run trains and scores it again",
+            hint="mend the data, delete its folder and those of the steps that go on from it, and run it again",
         )
     return StepScore(
         index=record.index,

@@ -5,8 +5,8 @@
 2. What is finished is not run again: a step is written whole or not at all (`edge_ilseg.checkpoint`), so a run that was
    killed goes on with the step that it was at. More methods and seeds may be asked for later.
 3. The settings of a folder are fixed by its first run; a step that was trained with others is an error.
-4. A chain whose loss is not finite ends there, and the others go on: `seed-<n>/failed/<step>.txt` says why. It is not
-   tried again while that file is there.
+4. A chain whose loss is not finite, or whose closed form has no solution, ends there, and the others go on:
+   `seed-<n>/failed/<step>.txt` says why. It is not tried again while that file is there.
 5. Joint training gets the iterations of step 0 and of all increments together.
 6. A step is a function of its parent, its settings and the data: trained one after another or several at a time
    (`edge_ilseg.scenario_jobs`), with one thread each, the weights are the same.
@@ -208,6 +208,14 @@ def _check_is_the_same(workspace: Workspace, task: Task, background: str | None)
     check_weights(workspace.step_folder(task.name), record)
     again = "delete its folder to train it again, or take another folder (--out)"
     where = workspace.step_folder(task.name)
+    if task.config.data.eval_split not in record.metrics:
+        raise WorkspaceError(
+            "a step that is there was trained and could not be scored",
+            where=where,
+            found=f"scores on: {', '.join(record.metrics) or 'nothing'}",
+            expected=f"scores on {task.config.data.eval_split}",
+            hint="mend the data, delete its folder and those of the steps that go on from it, and run the same command",
+        )
     found, expected = _trained_as(record), _to_be_trained_as(task, background)
     if differing := [name for name in expected if found[name] != expected[name]]:
         raise WorkspaceError(

@@ -27,7 +27,7 @@ from rich.console import Console
 from edge_ilseg.bundle import Manifest, Precision, Runtime, read_manifest, write_manifest
 from edge_ilseg.cli.bench import bench
 from edge_ilseg.devices import bench as bench_module
-from edge_ilseg.devices import bench_process
+from edge_ilseg.devices import bench_process, own_process
 from edge_ilseg.devices.bench import bench_bundles, find_models, leave_out_missing
 from edge_ilseg.devices.bench_child import Load, Loaded, Measure, MeasureSideBySide, measure, measure_side_by_side
 from edge_ilseg.devices.bench_plot import (
@@ -48,6 +48,7 @@ from edge_ilseg.devices.bench_report import (
     Skipped,
     StartSample,
     encode_bench,
+    exit_code_of,
     parse_bench,
     percentile,
     summarize,
@@ -316,7 +317,7 @@ def test_a_process_that_dies_between_rounds_is_reported_with_its_signal_and_its_
 def test_a_process_that_ends_in_a_defect_tells_the_last_line_of_its_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_process, "START", "raise RuntimeError('a defect')")
+    monkeypatch.setattr(own_process, "START", "raise RuntimeError('a defect')")
     found = bench_bundles([folder], **FAST, runtime="onnxruntime")
     assert found.models[0].error is not None
     assert "exit status 1: RuntimeError: a defect" in found.models[0].error
@@ -338,19 +339,25 @@ def test_a_model_that_hangs_is_ended_and_reported_and_the_others_are_measured(
     bench_child.measure_side_by_side = measure
     bench_child.main()
     """
-    monkeypatch.setattr(bench_process, "START", textwrap.dedent(hang))
+    monkeypatch.setattr(own_process, "START", textwrap.dedent(hang))
     monkeypatch.setattr(bench_module._Measuring, "_patience_s", lambda *_: 6.0)
     hung, measured = bench_bundles([folder], threads=1, rounds=1, runs=1).models
-    assert hung.error is not None
-    assert "a model hangs" in hung.error
-    assert "no answer within 6 s" in hung.error
-    assert (len(hung.rounds), hung.side_by_side, hung.summary) == (1, (), None)
+    assert hung.error is None
+    assert hung.side_by_side_error is not None
+    assert "a model hangs" in hung.side_by_side_error
+    assert "no answer within 6 s" in hung.side_by_side_error
+    assert (len(hung.rounds), hung.side_by_side) == (1, ())
+    assert hung.summary is not None
+    assert hung.summary.side_by_side_per_s is None
+    assert hung.summary.latency_median_ms > 0
+    assert exit_code_of([hung, measured]) == 3
     assert measured.summary is not None
+    assert measured.summary.side_by_side_per_s is not None
     assert [process.returncode for process in processes] == [-signal.SIGKILL, 0]
 
 
 def test_a_process_that_never_answers_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_process, "START", "import time; time.sleep(1000)")
+    monkeypatch.setattr(own_process, "START", "import time; time.sleep(1000)")
     request = Load(str(folder), "onnxruntime", "fp32", 1)
     with (
         bench_process.ModelProcess("boat") as process,
@@ -553,7 +560,7 @@ def test_a_report_whose_figures_do_not_follow_from_its_samples_is_refused(report
     faster = msgspec.structs.replace(model.summary, latency_median_ms=0.001)
     with pytest.raises(ReportError, match="do not follow from its samples"):
         parse_bench(encode_bench(with_models(report, msgspec.structs.replace(model, summary=faster))))
-    for part in ("starts", "rounds", "side_by_side"):
+    for part in ("starts", "rounds"):
         with pytest.raises(ReportError, match="no usable samples"):
             parse_bench(encode_bench(with_models(report, msgspec.structs.replace(model, **{part: ()}))))
     silent = RoundSample((), 0.0, 0.0)

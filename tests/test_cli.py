@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from edge_ilseg import errors
 from edge_ilseg.cli import COMMANDS, run
-from edge_ilseg.errors import EXIT_DEFECT, EXIT_INTERRUPTED
+from edge_ilseg.errors import EXIT_CLOSED_PIPE, EXIT_DEFECT, EXIT_INTERRUPTED
 
 OPTIONS = ("train=40", "val=4", "test=4", "height_px=48", "width_px=48")
 INIT = ["--dataset", "shapes", "--later-classes", "star,triangle", "--backbone", "tiny", "--size", "48x48"]
@@ -50,7 +50,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     code = (
         "import builtins, errno, click\n\n"
         "@click.command()\n@click.argument('name')\n"
-        "def broken(name):\n    raise getattr(builtins, name)(errno.EPIPE, 'words')\n"
+        "def broken(name):\n"
+        "    raise getattr(builtins, name)(errno.EPIPE if name == 'BrokenPipeError' else errno.EIO, 'words')\n"
     )
     (tmp_path / "broken_command.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -58,7 +59,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "broken"
 
 
-@pytest.mark.parametrize("name", ["ZeroDivisionError", "KeyError", "MemoryError", "AssertionError"])
+@pytest.mark.parametrize("name", ["ZeroDivisionError", "KeyError", "AssertionError"])
 def test_a_defect_has_its_traceback_and_an_exit_code_that_no_verdict_has(
     name: str, broken: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,14 +78,22 @@ def test_an_interrupt_is_no_defect(broken: str, capsys: pytest.CaptureFixture[st
 
 
 def test_somebody_who_reads_no_further_is_no_defect(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^1$"):
-        run([broken, "BrokenPipeError"])
+    assert run([broken, "BrokenPipeError"]) == EXIT_CLOSED_PIPE == 141
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["MemoryError", "PermissionError"])
+def test_what_the_machine_refuses_is_no_defect(name: str, broken: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([broken, name]) == 3
+    text = capsys.readouterr().err
+    assert "this machine did not do what was asked of it" in text
+    assert "Traceback" not in text
+    assert "words" in text
 
 
 def test_no_exit_code_has_two_meanings() -> None:
     codes = {name: value for name, value in vars(errors).items() if name.startswith("EXIT_")}
-    assert len(set(codes.values())) == len(codes) == 7
+    assert len(set(codes.values())) == len(codes) == 8
 
 
 @pytest.mark.parametrize("name", COMMANDS)

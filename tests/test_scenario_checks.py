@@ -135,7 +135,7 @@ def test_a_count_below_one_is_refused(option: str, capsys: pytest.CaptureFixture
     assert "0 is not in the range x>=1" in capsys.readouterr().err
 
 
-def test_a_seed_or_method_named_twice_is_run_once() -> None:
+def test_a_seed_named_twice_is_run_once() -> None:
     assert parse_seeds("3,0,3") == (3, 0)
     with pytest.raises(ConfigError, match="1 or more"):
         parse_seeds("0")
@@ -146,8 +146,9 @@ def test_a_method_at_another_cut_point_is_that_method_with_less_frozen() -> None
     settings = plan.step_settings(1, "freeze+kd-output@stages:1", 0)
     assert (settings.method, settings.freeze) == ("freeze+kd-output", "stages:1")
     check_works(plan, "freeze+kd-output@stages:1")
-    with pytest.raises(ConfigError, match="unknown cut point"):
-        check_works(plan, "freeze@stagse:1")
+    for unknown in ("freeze@stagse:1", "kd-output@"):
+        with pytest.raises(ConfigError, match="unknown cut point"):
+            check_works(plan, unknown)
     with pytest.raises(ConfigError, match="always zero"):
         check_works(plan, "kd-feature@encoder")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_ilseg import __version__
-from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_DEFECT, EXIT_INTERRUPTED, EdgeIlsegError
+from edge_ilseg.errors import EXIT_ARTEFACT, EXIT_CLOSED_PIPE, EXIT_DEFECT, EXIT_INTERRUPTED, EdgeIlsegError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -128,11 +128,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: nothing half-done was written", err=True)
         return EXIT_INTERRUPTED
+    except SystemExit:  # click's, where nobody reads on; its 1 would be the verdict "it forgot"
+        return EXIT_CLOSED_PIPE
+    except (OSError, MemoryError) as error:
+        told = EdgeIlsegError(
+            "this machine did not do what was asked of it",
+            where=getattr(error, "filename", None),
+            found=getattr(error, "strerror", None) or str(error) or "out of memory",
+            hint="look at permissions, free space and memory, and run the same command again",
+        )
+        click.echo(f"error: {told}", err=True)
+        return EXIT_ARTEFACT
     except Exception:  # noqa: BLE001 - a defect: Python's own exit code, 1, would read as the verdict "it forgot"
         import traceback
 
         traceback.print_exc()
-        click.echo("error: this is a defect of edge-ilseg, and not of what it was given", err=True)
+        click.echo("error: this is a defect of edge-ilseg: please report it with the lines above", err=True)
         return EXIT_DEFECT
     return result if isinstance(result, int) else 0
 

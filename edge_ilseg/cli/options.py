@@ -43,7 +43,7 @@ class FiniteFloat(click.ParamType):  # type: ignore[type-arg]
         """The number; fails for anything else."""
         number: float = click.FLOAT.convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number: leave the option out to set no limit of your own", param, ctx)
+            self.fail(f"{value!r} is not a finite number; without the option its default holds", param, ctx)
         return number
 
 

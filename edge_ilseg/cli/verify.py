@@ -47,8 +47,8 @@ DEFAULT_SPLITS = ("test", "val")
 @click.option("--max-old-drop", type=LIMIT, help="Points of old-class mIoU: 2, given --data and --against.")
 @click.option("--max-class-drop", type=LIMIT, help="Points of IoU that a single old class may lose.")
 @click.option("--min-new-iou", type=LIMIT, help="Least mean IoU of the new classes, per cent.")
-@click.option("--min-agreement", type=LIMIT, help="With --images: agreement with the parent's masks, per cent.  [60]")
-@click.option("--max-moved", type=LIMIT, help="With --images: old pixels that became new ones, per cent.  [10]")
+@click.option("--min-agreement", type=LIMIT, help="With --images: agreement with the parent's masks, per cent.  [55]")
+@click.option("--max-moved", type=LIMIT, help="With --images: old pixels that became new ones, per cent.  [15]")
 @click.option("--max-latency-ms", type=LIMIT, help="Highest 95th percentile of the latency.")
 @click.option("--max-rss-mib", type=LIMIT, help="Highest peak memory of a process that runs the model.")
 @click.option("--max-model-mib", type=LIMIT, help="Highest size of the model's files.")
@@ -113,10 +113,11 @@ def verify(
 
     \b
     exit code 0   passed
-              1   retention, new classes, latency or size break a limit
+              1   retention, new classes, agreement, latency, memory or size break a limit
               2   parity: the golden outputs differ
               3   the bundle, the images, this device or the command line cannot be used
               4   too few images to tell whether the old classes lost too much
+              70  a defect of edge-ilseg, with its traceback
     """
     import msgspec
     from rich.console import Console
@@ -179,8 +180,9 @@ def _check_place(out: Path | None) -> None:
     """Raise `ConfigError` when no file can be written to `out`: looked at before minutes are spent on measuring."""
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         what = "the place of the report is a folder" if out.is_dir() else "the folder for the report is missing"
-        hint = "name a file" if out.is_dir() else "make it"
-        raise ConfigError(what, where="--out", found=out if out.is_dir() else out.parent, hint=hint)
+        hint = "name a file in it" if out.is_dir() else "make the folder, or name a file in another"
+        found = out if out.is_dir() else out.parent
+        raise ConfigError(what, where="--out", found=found, expected="a file in a folder that is there", hint=hint)
 
 
 def _open_images(data_text: str, data_option_items: Sequence[str]) -> Dataset:

@@ -210,14 +210,14 @@ def _show(outcomes: tuple[Outcome, ...], *, as_json: bool, out: Path | None) -> 
     first = outcomes[0]
     if len(outcomes) == 1 and first.error is not None:
         raise first.error
-    is_one = len(outcomes) == 1 and first.report is not None
-    encoded = encode_report(first.report) if is_one and first.report is not None else encode_outcomes(outcomes)
+    report = first.report if len(outcomes) == 1 else None
+    encoded = encode_outcomes(outcomes) if report is None else encode_report(report)
     if out is not None:
         write_bytes(out, encoded)
     if as_json:
         click.echo(encoded)
-    elif first.report is not None and is_one:
-        console.print(verdict_table(first.report))
+    elif report is not None:
+        console.print(verdict_table(report))
     else:
         console.print(device_table(outcomes))
     return gravest(outcome.exit_code for outcome in outcomes)
