@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_manifest
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.devices.agreement import compare_unlabelled, find_images
+from edge_ilseg.devices.encoder_constants import hash_encoder
 from edge_ilseg.devices.executed_layers import read_executed_layers
 from edge_ilseg.devices.facts import read_device_facts
 from edge_ilseg.devices.golden_loss import golden_loss_text, split_golden_loss
@@ -293,8 +294,22 @@ def _check_outputs(
         names: tuple[CheckName, ...] = ("parent's golden outputs", "encoder identity")
         return report, [own, *(Check(name, "not checked", reason) for name in names)]
     others, loss = _compare_golden("parent's golden outputs", parent, request, progress)
-    encoder = judge_encoder(loaded.manifest, loaded.entry, parent.manifest, parent.entry)
+    try:
+        encoder = _check_encoder(loaded, parent)
+    except EdgeIlsegError as error:
+        encoder = failed_by("encoder identity", error)
     return msgspec.structs.replace(report, parent_golden_loss=loss), [own, others, encoder]
+
+
+def _check_encoder(loaded: LoadedBundle, parent: LoadedBundle) -> Check:
+    """Hash the constants of both encoders as they are in the files (`edge_ilseg.devices.encoder_constants`)."""
+    entries = []
+    for side in (loaded, parent):
+        found = None
+        if loaded.manifest.step.encoder_frozen:
+            found = hash_encoder(side.folder, side.entry)
+        entries.append(msgspec.structs.replace(side.entry, encoder_sha256=found))
+    return judge_encoder(loaded.manifest, entries[0], parent.manifest, entries[1])
 
 
 def _compare_golden(

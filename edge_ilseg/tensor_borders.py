@@ -88,30 +88,28 @@ def line_borders(data: Sliceable) -> tuple[int, ...]:
 
 def _graph_entries(data: Sliceable) -> Iterator[tuple[int, ...]]:
     """Begin and end of each entry of the graph; of an initializer those of its numbers, too."""
-    for number, begin, start, end in _fields(data, 0, len(data)):
+    for number, begin, start, end in fields(data, 0, len(data)):
         yield begin, end
         if number != GRAPH:
             continue
-        for inner, inner_begin, inner_start, inner_end in _fields(data, start, end):
+        for inner, inner_begin, inner_start, inner_end in fields(data, start, end):
             payload: tuple[int, ...] = ()
             if inner == INITIALIZER:
-                parts = [
-                    (a, b) for part, _, a, b in _fields(data, inner_start, inner_end) if part in PAYLOADS and a < b
-                ]
+                parts = [(a, b) for part, _, a, b in fields(data, inner_start, inner_end) if part in PAYLOADS and a < b]
                 payload = max(parts, key=lambda span: span[1] - span[0], default=())
             yield (inner_begin, inner_end, *payload)
 
 
-def _fields(data: Sliceable, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: Sliceable, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Number, begin, start of the content and end of each length-delimited field; stops where bytes are no field."""
     while begin < end:
         header = data[begin : min(begin + MAX_HEADER_BYTES, end)]
-        tag, used = _varint(header, 0)
+        tag, used = varint(header, 0)
         kind = tag & 7
         if kind == BYTES:
-            length, used = _varint(header, used)
+            length, used = varint(header, used)
         elif kind == VARINT:
-            _, used = _varint(header, used)
+            _, used = varint(header, used)
             length = 0
         else:
             length = {FIXED_64: 8, FIXED_32: 4}.get(kind, -1)
@@ -123,7 +121,7 @@ def _fields(data: Sliceable, begin: int, end: int) -> Iterator[tuple[int, int, i
         begin = start + length
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
+def varint(data: bytes, position: int) -> tuple[int, int]:
     """A number of 7 bits a byte, and the position after it; the position is 0 where there is none."""
     value = 0
     for count in range(10):

@@ -14,6 +14,8 @@ from bundles import BASE, GROWN, export_grown, write_bundle, write_family
 from fakes import with_constant
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision, read_manifest, write_manifest
+from edge_ilseg.devices.encoder_constants import encoder_sha256 as hashed_here
+from edge_ilseg.devices.encoder_constants import hash_encoder
 from edge_ilseg.devices.verdicts import judge_encoder
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 from edge_ilseg.devices.verify_report import Check, VerifyReport
@@ -187,6 +189,48 @@ def test_an_export_under_a_frozen_encoder_has_the_parents_to_the_byte(
     check = verify_here(*exported, precision).check("encoder identity")
     assert check.verdict == "passed"
     assert "the same constants in the file" in check.detail
+
+
+@pytest.mark.slow
+def test_the_device_hashes_the_encoder_as_the_export_does(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    """ONNX without onnx, and an IR without an XML parser; a hash that a manifest makes up is found out."""
+    for folder in exported:
+        for item in read_manifest(folder).models:
+            assert hash_encoder(folder, item) == item.encoder_sha256 == encoder_sha256(folder, item.files)
+    child, parent = exported
+    lying = tmp_path / "lying"
+    shutil.copytree(child, lying)
+    manifest = read_manifest(lying)
+    entries = tuple(msgspec.structs.replace(item, encoder_sha256="ab" * 32) for item in manifest.models)
+    write_manifest(lying, msgspec.structs.replace(manifest, models=entries))
+    check = verify_here(lying, parent, "fp32").check("encoder identity")
+    assert (check.verdict, check.exit_code) == ("failed", 3)
+    assert "not the one that the manifest speaks of" in check.detail
+
+
+KINDS = [np.float32, np.float16, np.uint8, np.int8, np.int32, np.int64, np.bool_]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("raw", [True, False])
+def test_numbers_of_every_kind_are_read_from_onnx_as_onnx_reads_them(kind: type, raw: bool, tmp_path: Path) -> None:
+    values = np.array([0, 1, 3, -2 if np.dtype(kind).kind in "if" else 2]).astype(kind)
+    if raw:
+        tensor = onnx.numpy_helper.from_array(values, "encoder.a")
+    else:
+        data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = onnx.helper.make_tensor("encoder.a", data_type, values.shape, values)
+    nothing = onnx.numpy_helper.from_array(np.zeros(0, np.float32), "encoder.none")
+    other = onnx.numpy_helper.from_array(np.ones(2, np.float32), "decoder.a")
+    graph = onnx.helper.make_graph([], "g", [], [], [other, tensor, nothing])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    assert hashed_here(tmp_path, ["model.onnx"]) == encoder_sha256(tmp_path, ["model.onnx"])
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 40])
+def test_a_file_that_is_no_model_has_no_hash(cut: int, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(bytes(range(200, 256))[:cut])
+    assert hashed_here(tmp_path, ["model.onnx"]) is None
 
 
 @pytest.mark.slow
