@@ -121,7 +121,7 @@ def given_msrc(reader: Reader) -> None:
     later = ("face", "dog", "aeroplane", "bird", "boat")
     classes = [name for name in Msrc(target).info.classes if name not in later] + list(later)
     rng = np.random.default_rng(0)
-    for split, count in (("train", 63), ("val", 21), ("test", 21)):
+    for split, count in (("train", 63), ("val", 21), ("test", 63)):
         ids = [f"{split}_{number}_s" for number in range(count)]
         (target / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
         for number, image_id in enumerate(ids):
