@@ -7,7 +7,8 @@ resized already, and throws the masks away; the pipeline reads files, decodes, r
 of the labels and counts. Each is done with one image at a time and all threads, `--hint latency`, and with several
 images side by side and a thread each, as `verify` and `predict` do by default. Prints the quickest of the rounds,
 which other work on the machine disturbs least, beside it the median of all, the ratio of the quickest, and what reading
-labels and counting add to a run.
+labels and counting add to a run. Decoding is work that no pipeline can leave out: the last line of each form says which
+ratio is left when nothing but decoding is added to the model's work, both spread over the cores without a loss.
 
 The long run is `evaluate_session`, files to scores, over the same files again and again: resident memory after each
 tenth. Of each image an evaluation keeps the counts of the old classes (for the bootstrap) and the latency; how many
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import os
 import re
 import sys
 import time
@@ -30,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.bundle import Manifest, read_manifest
 from edge_ilseg.cli.options import parse_data_text
@@ -89,18 +92,22 @@ def main() -> None:
                 functools.partial(_masks, model, dataset, ids, with_labels=True),
                 functools.partial(evaluate_session, model, dataset, ids, manifest),
             ]
+        sides.append(functools.partial(_decoded, dataset, ids))
         seconds = _in_turns(sides, options.rounds)
         print(f"\n{entry.runtime} int8, {session.input_width_px}x{session.input_height_px}, {len(ids)} images")
-        for form, part in (("", seconds[:4]), (", side by side", seconds[4:])):
+        for form, part in (("", seconds[:4]), (", side by side", seconds[4:8])):
             for name, took in zip(
                 ("bare model", "files to masks", "with labels", "files to scores"), part, strict=True
             ):
                 ratio = f"{seconds[0].quickest / took.quickest:>6.2f} of the bare model"
+                ratio += f", {part[0].quickest / took.quickest:.2f} of it in this form" if form else ""
                 middle = f"(median {len(ids) / took.median:.1f})"
                 print(f"  {name + form:<36}{len(ids) / took.quickest:>8.1f} frames/s {middle:<16}{ratio}")
             _, masks_s, labels_s, scores_s = (took.quickest for took in part)
             shares = [100 * (scores_s - less_s) / scores_s for less_s in (masks_s, labels_s)]
             print(f"  labels and counting: {shares[0]:.1f} % of the run; counting alone: {shares[1]:.1f} %")
+            bare_s, decode_s = part[0].quickest, seconds[-1].quickest / len(os.sched_getaffinity(0))
+            print(f"  decoding alone would leave {bare_s / (bare_s + decode_s):.2f} of the bare model in this form")
         if options.long:
             memory_mib, kept = long_run(session, dataset, ids, manifest, options.long)
             for done, mib in memory_mib:
@@ -124,11 +131,16 @@ def _bare(session: Session, inputs: list[NDArray[np.uint8]]) -> None:
 
 
 def _masks(session: Session, dataset: Dataset, ids: Sequence[str], *, with_labels: bool = False) -> None:
-    def read(image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        return dataset.read_image(image_id), dataset.read_labels(image_id) if with_labels else None
+    def read(image_id: str) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+        return dataset.open_image(image_id), dataset.read_labels(image_id) if with_labels else None
 
     for _ in stream(session, ids, read):
         pass
+
+
+def _decoded(dataset: Dataset, ids: Sequence[str]) -> None:
+    for image_id in ids:
+        dataset.open_image(image_id)
 
 
 def _in_turns(sides: Sequence[Callable[[], object]], rounds: int) -> list[Seconds]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.devices.evaluation import check_channels
 from edge_ilseg.devices.loaded_bundle import LoadedBundle
@@ -26,7 +27,7 @@ from edge_ilseg.devices.stream import stream
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.errors import DataError
 from edge_ilseg.files import sha256_bytes
-from edge_ilseg.images import IMAGE_SUFFIXES, read_image, resize_image, resize_mask
+from edge_ilseg.images import IMAGE_SUFFIXES, open_image, resize_image, resize_mask
 from edge_ilseg.metrics import class_iou, confusion_matrix
 from edge_ilseg.progress import ProgressCallback, no_progress
 
@@ -111,10 +112,10 @@ def compare_unlabelled(
     )
 
 
-def _read(path: Path, parent: Session) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _read(path: Path, parent: Session) -> tuple[Image.Image, NDArray[np.uint8]]:
     """The image, and the image at the size that the parent takes."""
-    image_HWC = read_image(path)
-    return image_HWC, resize_image(image_HWC, parent.input_height_px, parent.input_width_px)
+    image = open_image(path)
+    return image, resize_image(image, parent.input_height_px, parent.input_width_px)
 
 
 def confident_pixels(logits_CHW: NDArray[np.float32]) -> NDArray[np.bool_]:

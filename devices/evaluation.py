@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.bundle import Manifest
 from edge_ilseg.data.dataset import Dataset
@@ -138,13 +139,13 @@ def check_channels(mask_HW: NDArray[np.uint8], class_count: int) -> None:
         )
 
 
-def _read(dataset: Dataset, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    image_HWC, labels_HW = dataset.read_image(image_id), dataset.read_labels(image_id)
-    if image_HWC.shape[:2] != labels_HW.shape:
+def _read(dataset: Dataset, image_id: str) -> tuple[Image.Image, NDArray[np.uint8]]:
+    image, labels_HW = dataset.open_image(image_id), dataset.read_labels(image_id)
+    if (image.height, image.width) != labels_HW.shape:
         raise DataError(
             "the mask has another size than the image",
             found=f"mask {labels_HW.shape[1]} x {labels_HW.shape[0]} px",
-            expected=f"{image_HWC.shape[1]} x {image_HWC.shape[0]} px (width x height)",
+            expected=f"{image.width} x {image.height} px (width x height)",
             hint=SAME_SIZE_HINT,
         )
-    return image_HWC, labels_HW
+    return image, labels_HW

@@ -21,7 +21,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,20 +231,23 @@ class _ImageFrames:
     def __init__(self, path: Path, shown: str) -> None:
         self._path = path
         self._shown = shown
+        self._file: BinaryIO | None = None
         self._image: Image.Image | None = None
         self._broken: DataError | None = None
 
     def close(self) -> None:
-        if self._image is not None:
-            self._image.close()
-            self._image = None
+        if self._file is not None:
+            self._file.close()
+        self._file = self._image = None
 
     def decode(self, number: int) -> NDArray[np.uint8] | DataError:
         if self._broken is not None:
             return self._broken
         try:
             if self._image is None:
-                self._image = Image.open(self._path)
+                self.close()
+                self._file = self._path.open("rb")  # given a path, Pillow maps a plain TIFF, turned or not
+                self._image = Image.open(self._file)
             self._image.seek(number)
             return to_rgb(self._image, f"{self._shown}, frame {number}")
         except DataError as error:

@@ -20,6 +20,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.devices.runtime import Session
 from edge_ilseg.errors import DataError
@@ -30,8 +31,9 @@ AHEAD = 5
 """Images on their way beside those that the model runs."""
 
 T = TypeVar("T")
-Read = Callable[[str], tuple[NDArray[np.uint8], T]]
-"""Image id -> the image, uint8, H x W x 3, at its own size, and what the caller wants with it; raises `DataError`."""
+Read = Callable[[str], tuple[NDArray[np.uint8] | Image.Image, T]]
+"""Image id -> the image at its own size (uint8, H x W x 3, or as `edge_ilseg.images.open_image` gives it), and what the
+caller wants with it; raises `DataError`."""
 
 
 class Streamed(NamedTuple, Generic[T]):
@@ -67,10 +69,10 @@ def stream(session: Session, ids: Iterable[str], read: Read[T]) -> Iterator[Stre
 
     def prepare(image_id: str) -> _Ready[T]:
         try:
-            image_HWC, extra = read(image_id)
+            image, extra = read(image_id)
         except DataError as error:
             return _Ready(None, None, error)
-        return _Ready(resize_image(image_HWC, session.input_height_px, session.input_width_px), extra, None)
+        return _Ready(resize_image(image, session.input_height_px, session.input_width_px), extra, None)
 
     def run(image_id: str, waiting: Future[_Ready[T]]) -> Streamed[T]:
         ready = waiting.result()

@@ -71,8 +71,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, truncated, no image, or of floating point.
     """
+    return np.array(open_image(path))
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image of `read_image`, decoded, in Pillow's memory: mode RGB, and the file is closed.
+
+    What is only to be resized never becomes an array at its full size, which takes as long as resizing does.
+
+    Raises:
+        DataError: the file is missing, truncated, no image, or of floating point.
+    """
     with _opened(path) as image:
-        return to_rgb(image, path)
+        upright = _to_rgb(image, path)
+        upright.load()
+        return upright
 
 
 def to_rgb(image: Image.Image, where: object) -> NDArray[np.uint8]:
@@ -81,12 +94,15 @@ def to_rgb(image: Image.Image, where: object) -> NDArray[np.uint8]:
     Raises:
         DataError: it is of floating point.
     """
+    return np.array(_to_rgb(image, where))
+
+
+def _to_rgb(image: Image.Image, where: object) -> Image.Image:
     turn = _UPRIGHT.get(_orientation(image))
     upright = image.transpose(turn) if turn is not None else image
     if upright.mode in _DEEP_GREY:
         deep_HW = np.clip(np.asarray(upright).astype(np.int64), 0, 65535)
-        grey_HW = ((deep_HW * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+        return Image.fromarray(((deep_HW * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if upright.mode == "F":
         raise DataError(
             "an image holds floating-point numbers, whose black and white are unknown",
@@ -96,7 +112,7 @@ def to_rgb(image: Image.Image, where: object) -> NDArray[np.uint8]:
         )
     if upright.mode in ("P", "PA"):  # straight to RGB would warn where the palette has transparency
         upright = upright.convert("RGBA")
-    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -142,18 +158,19 @@ def read_mask(path: Path) -> MaskFile:
         )
 
 
-def resize_image(image_HWC: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
+def resize_image(image: NDArray[np.uint8] | Image.Image, height_px: int, width_px: int) -> NDArray[np.uint8]:
     """Stretch an image to `height_px` x `width_px` with Pillow's bilinear filter, which antialiases when it shrinks.
 
     Args:
-        image_HWC: uint8, H x W x 3.
+        image: uint8, H x W x 3, or the same pixels as `open_image` gives them.
 
     Returns:
         uint8, height_px x width_px x 3, a new array.
     """
-    if image_HWC.shape[:2] == (height_px, width_px):
-        return image_HWC.copy()
-    image = Image.fromarray(np.ascontiguousarray(image_HWC))
+    if isinstance(image, np.ndarray):
+        if image.shape[:2] == (height_px, width_px):
+            return image.copy()
+        image = Image.fromarray(np.ascontiguousarray(image))
     return np.array(image.resize((width_px, height_px), Image.Resampling.BILINEAR))
 
 
@@ -215,7 +232,10 @@ def write_mask_png(path: Path, mask_HW: NDArray[np.uint8], colors: Sequence[Colo
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open `path`; whatever goes wrong inside the block is told as a `DataError` that names the file."""
     try:
-        with Image.open(path) as image:
+        with (
+            path.open("rb") as file,
+            Image.open(file) as image,
+        ):  # given a path, Pillow maps a plain TIFF, turned or not
             yield image
     except FileNotFoundError as error:
         raise DataError(

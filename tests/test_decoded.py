@@ -32,6 +32,7 @@ def test_pixels_are_those_of_the_data_set_and_read_once() -> None:
         for image_id in decoded.ids("train"):
             assert np.array_equal(decoded.read_image(image_id), Shapes.read_image(dataset, image_id))
             assert np.array_equal(decoded.read_labels(image_id), dataset.read_labels(image_id))
+            assert np.array_equal(decoded.open_image(image_id), Shapes.read_image(dataset, image_id))
     assert dataset.reads == 3
     assert decoded.kept_bytes == 3 * 20 * 30 * 4
 

@@ -157,6 +157,9 @@ def test_a_truncated_jpeg_is_refused_by_name(tmp_path: Path) -> None:
     Image.new("L", (64, 48)).save(tmp_path / "masks" / "a.png")
     with pytest.raises(DataError, match=r"(?s)truncated.*images/a\.jpg.*copy the file again"):
         Folder(tmp_path).read_image("a")
+    with pytest.raises(DataError, match=r"(?s)truncated.*images/a\.jpg.*copy the file again"):
+        Folder(tmp_path).open_image("a")
+    assert np.array_equal(np.asarray(Folder(tmp_path).open_image("b")), Folder(tmp_path).read_image("b"))
 
 
 # --- the list of classes ---

@@ -16,6 +16,7 @@ from edge_ilseg.images import (
     VOID_COLOR,
     default_colors,
     image_size,
+    open_image,
     read_image,
     read_mask,
     resize_image,
@@ -140,6 +141,31 @@ def test_a_missing_image_is_an_error_that_says_so(tmp_path: Path) -> None:
 def test_a_jpeg_cannot_be_a_mask(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a mask is a JPEG"):
         read_mask(save(tmp_path / "a.jpg", Image.new("L", (4, 4))))
+
+
+WRITTEN = {"tif": "RGB L P RGBA CMYK I;16", "png": "RGB L P RGBA I;16", "jpg": "RGB L CMYK", "gif": "P"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [(kind, mode) for kind, modes in WRITTEN.items() for mode in modes.split()]
+)
+def test_an_opened_image_needs_no_file_any_more_and_is_resized_to_the_same_bytes(
+    tmp_path: Path, suffix: str, mode: str
+) -> None:
+    deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = deep if mode == "I;16" else Image.fromarray(gradient()).convert(mode)
+    path = save(tmp_path / f"a.{suffix}", stored, **({} if suffix == "gif" else {"exif": exif}))
+    image_HWC, image = read_image(path), open_image(path)
+    path.unlink()
+    assert image.mode == "RGB"
+    assert image_HWC.shape == ((20, 30, 3) if suffix == "gif" else (30, 20, 3))
+    if suffix in ("tif", "png") and mode != "I;16":
+        np.testing.assert_array_equal(image_HWC, np.rot90(np.asarray(stored.convert("RGB")), -1))
+    np.testing.assert_array_equal(np.asarray(image), image_HWC)
+    for size in ((7, 5), image_HWC.shape[:2]):
+        np.testing.assert_array_equal(resize_image(image, *size), resize_image(image_HWC, *size))
 
 
 def test_resizing_shrinks_with_antialiasing_like_pillow() -> None:

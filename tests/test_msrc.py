@@ -39,6 +39,7 @@ def test_colors_become_label_ids_and_horse_becomes_void(tmp_path: Path, suffix: 
     assert dataset.ids("train") == ("1_1_s",)
     assert dataset.read_labels("1_1_s").tolist() == [[1, 255, 255, 20]]
     assert dataset.read_image("1_1_s").shape == (1, 4, 3)
+    np.testing.assert_array_equal(np.asarray(dataset.open_image("1_1_s")), dataset.read_image("1_1_s"))
 
 
 def test_there_are_21_classes_and_no_background(tmp_path: Path) -> None:

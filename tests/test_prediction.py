@@ -568,15 +568,18 @@ def test_a_reader_that_was_closed_opens_no_file_again(frames: NDArray[np.uint8],
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16"])
-def test_a_frame_is_read_as_an_image_of_its_kind_is(mode: str, tmp_path: Path) -> None:
+def test_a_frame_is_read_as_an_image_of_its_kind_is(mode: str, orientation: int, tmp_path: Path) -> None:
     """Rule 5 of `devices/sources.py`."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
     grey_HW = np.random.default_rng(1).integers(0, 256, (20, 30)).astype(np.uint8)
     deep = Image.fromarray((grey_HW.astype(np.uint16) << 8) + 77)
     picture = deep if mode == "I;16" else Image.fromarray(np.stack([grey_HW, grey_HW.T.reshape(20, 30), grey_HW], 2))
     picture = picture if mode == "I;16" else picture.convert(mode)
-    picture.save(tmp_path / "still.tif")
-    picture.save(tmp_path / "moving.tif", save_all=True, append_images=[picture])
+    picture.save(tmp_path / "still.tif", exif=exif)
+    picture.save(tmp_path / "moving.tif", save_all=True, append_images=[picture], exif=exif)
     expected_HWC = read_image(tmp_path / "still.tif")
     sources = find_sources([str(tmp_path / "moving.tif")])
     with SourceReader(sources) as reader:

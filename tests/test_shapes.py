@@ -34,6 +34,7 @@ def test_the_pixels_are_the_same_on_every_machine() -> None:
 def test_an_image_has_the_size_asked_for_and_labels_of_the_classes() -> None:
     dataset = Shapes(height_px=48, width_px=64)
     image_HWC, labels_HW = dataset.read_image("test-00000"), dataset.read_labels("test-00000")
+    np.testing.assert_array_equal(np.asarray(dataset.open_image("test-00000")), image_HWC)
     assert (image_HWC.shape, image_HWC.dtype) == ((48, 64, 3), np.uint8)
     assert (labels_HW.shape, labels_HW.dtype) == ((48, 64), np.uint8)
     assert labels_HW.max() < len(dataset.info.classes)

@@ -62,6 +62,7 @@ def test_a_palette_mask_holds_label_ids_and_void(tmp_path: Path) -> None:
     dataset = Voc(make_voc(tmp_path, augmented=False))
     np.testing.assert_array_equal(dataset.read_labels("1"), OFFICIAL_HW)
     assert dataset.read_image("1").shape == (2, 3, 3)
+    np.testing.assert_array_equal(np.asarray(dataset.open_image("1")), dataset.read_image("1"))
 
 
 def test_train_means_the_augmented_list_and_masks_where_both_are_there(tmp_path: Path) -> None:

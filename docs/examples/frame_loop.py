@@ -24,7 +24,7 @@ from edge_ilseg.devices.application import Application, CurrentModel
 from edge_ilseg.devices.loaded_bundle import choose_model
 from edge_ilseg.devices.runtime import Session, load_session
 from edge_ilseg.errors import DataError, EdgeIlsegError
-from edge_ilseg.images import IMAGE_SUFFIXES, read_image, resize_image, resize_mask
+from edge_ilseg.images import IMAGE_SUFFIXES, open_image, resize_image, resize_mask
 
 LOOK_EVERY_S = 0.02
 ATTEMPTS = 5
@@ -44,7 +44,7 @@ def run(root: Path, frames: Path, masks: Path, *, follow: bool, stop: threading.
     with Application(root) as application:
         for path in frames_in(frames, follow=follow, stop=stop):
             try:
-                image_HWC = read_image(path)
+                image = open_image(path)
             except DataError as error:  # not the model's fault: nothing that `failed` should know of
                 print(error, file=sys.stderr)
                 continue
@@ -56,13 +56,13 @@ def run(root: Path, frames: Path, masks: Path, *, follow: bool, stop: threading.
                             print(note, file=sys.stderr)
                         session = load(model)
                     start_s = time.perf_counter()
-                    mask_HW = session.mask(resize_image(image_HWC, session.input_height_px, session.input_width_px))
+                    mask_HW = session.mask(resize_image(image, session.input_height_px, session.input_width_px))
                     latency_ms = (time.perf_counter() - start_s) * 1000
                 except EdgeIlsegError as error:
                     session = None
                     application.failed(error)
                     continue
-                Image.fromarray(resize_mask(mask_HW, *image_HWC.shape[:2])).save(masks / f"{path.stem}.png")
+                Image.fromarray(resize_mask(mask_HW, image.height, image.width)).save(masks / f"{path.stem}.png")
                 application.frame_done(mask_HW, latency_ms)
                 print(path.name, model.content_id, flush=True)
                 break

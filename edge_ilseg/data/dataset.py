@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.metrics import VOID as VOID
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class DatasetInfo(msgspec.Struct, frozen=True):
@@ -38,6 +41,13 @@ class Dataset(Protocol):
 
     def read_image(self, image_id: str) -> NDArray[np.uint8]:
         """The image, uint8, H x W x 3, RGB.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+
+    def open_image(self, image_id: str) -> Image.Image:
+        """The same image, decoded, in Pillow's memory: mode RGB (`edge_ilseg.images.open_image`).
 
         Raises:
             DataError: the file is missing or damaged.

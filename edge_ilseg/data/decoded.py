@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
 
@@ -43,6 +44,14 @@ class DecodedDataset:
             DataError: the file is missing or damaged.
         """
         return self._read("image", image_id, self._dataset.read_image)
+
+    def open_image(self, image_id: str) -> Image.Image:
+        """The same in Pillow's memory.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        return Image.fromarray(self.read_image(image_id))
 
     def read_labels(self, image_id: str) -> NDArray[np.uint8]:
         """The label ids, uint8, H x W, read-only; 255 is void.

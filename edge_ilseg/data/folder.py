@@ -17,13 +17,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.data.class_list import read_class_list
 from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.masks import read_labels
 from edge_ilseg.data.splits import check_unique, filled, hash_splits, read_lines, select_split
 from edge_ilseg.errors import DataError
-from edge_ilseg.images import IMAGE_SUFFIXES, read_image
+from edge_ilseg.images import IMAGE_SUFFIXES, open_image, read_image
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 MASK_FOLDERS = ("masks", "SegmentationClass")
@@ -71,6 +72,10 @@ class Folder:
     def read_image(self, image_id: str) -> NDArray[np.uint8]:
         """The image, uint8, H x W x 3, RGB."""
         return read_image(self._path(image_id, self._images, IMAGE_FOLDERS))
+
+    def open_image(self, image_id: str) -> Image.Image:
+        """The same in Pillow's memory."""
+        return open_image(self._path(image_id, self._images, IMAGE_FOLDERS))
 
     def read_labels(self, image_id: str) -> NDArray[np.uint8]:
         """The label ids, uint8, H x W."""

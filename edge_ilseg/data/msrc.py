@@ -11,13 +11,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.classes import resolve_classes
 from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.masks import MaskCode, read_labels
 from edge_ilseg.data.splits import check_unique, filled, read_lines, select_split
 from edge_ilseg.errors import DataError
-from edge_ilseg.images import Color, read_image
+from edge_ilseg.images import Color, open_image, read_image
 from edge_ilseg.metrics import VOID
 
 COLORS: dict[str, Color] = {
@@ -91,6 +92,10 @@ class Msrc:
     def read_image(self, image_id: str) -> NDArray[np.uint8]:
         """The photograph, uint8, H x W x 3, RGB."""
         return read_image(self._image_path(image_id))
+
+    def open_image(self, image_id: str) -> Image.Image:
+        """The same in Pillow's memory."""
+        return open_image(self._image_path(image_id))
 
     def read_labels(self, image_id: str) -> NDArray[np.uint8]:
         """The label ids, uint8, H x W."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.splits import filled, select_split
@@ -190,6 +191,10 @@ class Shapes:
             image_HWC[box][covered] = _painted(item, u, v)[covered]
         image_HWC += (rng.random(image_HWC.shape) - 0.5) * 28.0
         return np.floor(image_HWC.clip(0.0, 255.0) + 0.5).astype(np.uint8)
+
+    def open_image(self, image_id: str) -> Image.Image:
+        """The same in Pillow's memory."""
+        return Image.fromarray(self.read_image(image_id))
 
     def read_labels(self, image_id: str) -> NDArray[np.uint8]:
         """Draw the label ids, uint8, H x W."""
