@@ -1,17 +1,24 @@
-"""The limits that a bundle must keep to: in a device profile, in the options of `verify`, signed into a release.
+"""The limits that a bundle must keep to: in a device profile, in a bundle, in the options of `verify`, in a release.
 
-Apart from the report, because an agent that polls reads releases and must not load numpy for it.
+1. Of two that are not a person's word at the command line the stricter holds, one by one. What stands where a limit is
+   left out is not set.
+2. Apart from the report, because an agent that polls reads releases and must not load numpy for it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from edge_ilseg.errors import ConfigError
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+LimitValue = Annotated[float, Meta(ge=0)]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,12 +41,54 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_model_mib: float | None = None
     max_bad_images: int = 0
     """Of those with labels, and of those without."""
-    min_images: Annotated[int, Meta(ge=1)] = 20
+    min_images: AtLeastOne = 20
     """Fewer images that show an old class than this cannot decide a drop, whatever they say: its verdict is then
     "too few images". The background counts only where it is the one old class."""
 
 
-DEFAULT_MIN_IMAGES = Limits().min_images
+class OwnLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Those that a device or a bundle sets beside others; `None`: not set. Names and units as in `Limits`."""
+
+    min_golden_agreement: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_old_miou_drop_pct: float | None = None
+    max_class_drop_pct: float | None = None
+    min_new_miou_pct: Percent | None = None
+    min_agreement_pct: Percent | None = None
+    max_moved_pct: Percent | None = None
+    max_latency_p95_ms: LimitValue | None = None
+    max_rss_mib: LimitValue | None = None
+    max_model_mib: LimitValue | None = None
+    max_bad_images: Annotated[int, Meta(ge=0)] | None = None
+    min_images: AtLeastOne | None = None
+
+
+def set_limits(limits: Limits | OwnLimits) -> dict[str, float]:
+    """What is set, by name: what is `None`, or stands where nothing was said, is not (rule 1)."""
+    default = msgspec.structs.asdict(type(limits)())
+    return {name: limit for name, limit in msgspec.structs.asdict(limits).items() if limit != default[name]}
+
+
+def stricter(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
+    """The stricter of two sets of limits, by name in `Limits`, one by one (rule 1)."""
+    found = dict(one)
+    for name, limit in two.items():
+        before = found.get(name)
+        found[name] = limit if before is None else (max if name.startswith("min_") else min)(limit, before)
+    return found
+
+
+def tighten(signed: Limits, own: Mapping[str, float | None], defaults: Mapping[str, float]) -> Limits:
+    """The stricter of a release's limits and others.
+
+    Args:
+        signed: limits of the release; its defaults count as signed.
+        own: of this device, by name in `Limits`; `None` or a name that is missing sets none.
+        defaults: what holds where a limit of the release is `None`.
+    """
+    known = {name: limit for name, limit in msgspec.structs.asdict(signed).items() if limit is not None}
+    asked = {name: limit for name, limit in own.items() if limit is not None}
+    held = {name: limit for name, limit in defaults.items() if name in asked}
+    return msgspec.convert(stricter({**held, **known}, asked), Limits)
 
 
 def check_finite(limits: msgspec.Struct, where: object = None) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from edge_ilseg.bundle import Manifest, Precision, Runtime, read_manifest
 from edge_ilseg.devices.device_profile import DeviceProfile, check_profile_fits, read_profile
 from edge_ilseg.devices.facts import read_device_facts
-from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.limits import Limits, set_limits, stricter
 from edge_ilseg.devices.runtime import installed_runtimes
 from edge_ilseg.devices.verification import VerifyRequest
 from edge_ilseg.errors import BundleError, ConfigError, EdgeIlsegError
@@ -35,13 +35,15 @@ def with_profile(
 ) -> VerifyRequest:
     """The request with its limits, and with what it leaves open taken from a device profile.
 
+    Of a limit of the profile and one of the bundle the stricter holds.
+
     Args:
         request: what the user asked for.
         profile_name: of a profile, or a file; None: there is none.
-        given: limits that the user gave, by name in `Limits`; None: not given. They go before the profile's.
+        given: limits that the user gave, by name in `Limits`; None: not given. They go before all others.
         bundle: its models decide which of the profile's runtimes and precisions is taken.
-        measurable: a limit of the profile that cannot be measured with what was given is left out; one that the user
-            gave is not.
+        measurable: a limit of the profile or bundle that cannot be measured with what was given is left out; one that
+            the user gave is not.
 
     Raises:
         ConfigError: there is no such profile, it does not fit this machine, or the bundle's input is larger than it
@@ -49,24 +51,28 @@ def with_profile(
         BundleError: the bundle has no model that the profile takes.
     """
     own = {name: value for name, value in given.items() if value is not None}
-    if profile_name is None:
-        return msgspec.structs.replace(request, limits=msgspec.convert(own, Limits))
-    profile = read_profile(profile_name)
-    check_profile_fits(profile_name, profile, read_device_facts())
-    limits = {**_measurable_limits(profile.limits, measurable), **own}
-    request = msgspec.structs.replace(
-        request, limits=msgspec.convert(limits, Limits), threads=request.threads or profile.threads
-    )
+    profile = None if profile_name is None else read_profile(profile_name)
+    if profile_name is not None and profile is not None:
+        check_profile_fits(profile_name, profile, read_device_facts())
     try:
         manifest = read_manifest(bundle)
     except EdgeIlsegError:
-        return request  # the verification itself reports what is wrong with the bundle
+        manifest = None  # the verification itself reports what is wrong with the bundle
+    of_profile = {} if profile is None else set_limits(profile.limits)
+    of_bundle = {} if manifest is None or manifest.limits is None else set_limits(manifest.limits)
+    limits = {**_measurable(stricter(of_profile, of_bundle), measurable), **own}
+    request = msgspec.structs.replace(request, limits=msgspec.convert(limits, Limits))
+    if profile_name is None or profile is None:
+        return request
+    request = msgspec.structs.replace(request, threads=request.threads or profile.threads)
+    if manifest is None:
+        return request
     _check_input_size(profile_name, profile, manifest)
     runtime, precision = _choose(profile_name, profile, manifest, request)
     return msgspec.structs.replace(request, runtime=runtime, precision=precision)
 
 
-def _measurable_limits(limits: Limits, measurable: Measurable) -> dict[str, float]:
+def _measurable(limits: Mapping[str, float], measurable: Measurable) -> dict[str, float]:
     labels, parent, unlabelled = measurable
     needs = {
         "max_old_miou_drop_pct": labels and parent,
@@ -75,8 +81,7 @@ def _measurable_limits(limits: Limits, measurable: Measurable) -> dict[str, floa
         "min_agreement_pct": unlabelled and parent,
         "max_moved_pct": unlabelled and parent,
     }
-    values = msgspec.structs.asdict(limits)
-    return {name: value for name, value in values.items() if value is not None and needs.get(name, True)}
+    return {name: limit for name, limit in limits.items() if needs.get(name, True)}
 
 
 def _check_input_size(name: str, profile: DeviceProfile, manifest: Manifest) -> None:

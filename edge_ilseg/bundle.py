@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from edge_ilseg.devices.limits import OwnLimits
 from edge_ilseg.errors import ACCESS_HINT, BundleError
 from edge_ilseg.files import sha256_bytes, sha256_file, write_bytes
 from edge_ilseg.int8_record import CalibrationEntry, Int8Record
@@ -105,7 +106,7 @@ class ParityRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Median of warm runs on the exporting machine, the stages taking turns; only asked for with `--explain`."""
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The bundle's table of contents; see docs/bundle-format.md."""
 
     format: Literal["edge-ilseg-bundle"]
@@ -124,6 +125,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     int8: Int8Record | None
     versions: dict[str, str]
     files: dict[str, FileEntry]
+    limits: OwnLimits | None = None
+    """What the bundle must keep to wherever it is verified; not written where there are none."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

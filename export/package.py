@@ -303,4 +303,5 @@ def _manifest(
         int8=record,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
         files={},
+        limits=subject.request.limits,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import ClassEntry, Precision, Runtime, StepEntry
+from edge_ilseg.devices.limits import OwnLimits
 from edge_ilseg.errors import ExportError
 from edge_ilseg.int8_record import RangesMethod, RangesPolicy, WeightRounding
 from edge_ilseg.progress import ProgressCallback
@@ -52,6 +53,8 @@ class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Layers that stay in float, as `edge_ilseg.export.quantize.find_float_layers` takes them."""
     max_changed_pct: float | None = None
     """How much of an int8 model may differ from the parent's."""
+    limits: OwnLimits | None = None
+    """What the bundle is to keep to wherever it is verified; they are written into it."""
     time_stages: bool = False
     """Measure the latency of every form of the model."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_ilseg.devices.limits import OwnLimits
 from edge_ilseg.devices.update.agent_config import (
     CONFIG_NAME,
     AgentConfig,
@@ -13,7 +14,7 @@ from edge_ilseg.devices.update.agent_config import (
     parse_agent_config,
     read_agent_config,
 )
-from edge_ilseg.devices.update.gate_records import GateSettings, OwnLimits
+from edge_ilseg.devices.update.gate_records import GateSettings
 from edge_ilseg.errors import ConfigError
 
 PATH = Path("/somewhere/agent.toml")

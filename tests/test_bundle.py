@@ -25,6 +25,7 @@ from edge_ilseg.bundle import (
     read_manifest,
     write_manifest,
 )
+from edge_ilseg.devices.limits import OwnLimits
 from edge_ilseg.errors import BundleError
 
 
@@ -50,6 +51,23 @@ def test_a_written_manifest_is_read_as_it_was(folder: Path) -> None:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     assert write_manifest(folder, manifest) == manifest == read_manifest(folder)
+
+
+def test_limits_are_written_where_there_are_some_and_make_another_bundle(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert b"limits" not in (folder / MANIFEST_NAME).read_bytes()
+    limited = write_manifest(folder, msgspec.structs.replace(manifest, limits=OwnLimits(max_rss_mib=300.0)))
+    assert limited == read_manifest(folder)
+    assert limited.bundle_id != manifest.bundle_id
+    assert json.loads((folder / MANIFEST_NAME).read_bytes())["limits"] == {"max_rss_mib": 300.0}
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_rss_mib": -1}, {"min_new_miou_pct": 101}, {"max_colour": 1}, {"min_images": 0}]
+)
+def test_limits_that_cannot_be_are_refused(limits: dict[str, float], folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"limits"):
+        parse_manifest(forge(folder, lambda content: content.update(limits=limits)))
 
 
 def test_what_is_written_is_plain_json_that_names_every_file(folder: Path) -> None:

@@ -15,6 +15,7 @@ from edge_ilseg.bundle import Manifest, check_files, parse_manifest, read_manife
 from edge_ilseg.checkpoint import load_model, write_step
 from edge_ilseg.cli import run
 from edge_ilseg.cli.export_tables import int8_notes
+from edge_ilseg.devices.limits import OwnLimits
 from edge_ilseg.int8_record import AttemptRecord, Int8Record
 from edge_ilseg.workspace import Workspace, open_workspace
 
@@ -71,7 +72,9 @@ def record_of(folder: Path) -> Int8Record:
 def test_a_step_is_explained_in_tables_and_plain_words(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["export", str(workspace), "--explain", "--out", str(tmp_path / "star"), *ONE_MODEL]) == 0
+    limits = ["--limit", "max_old_miou_drop_pct=1", "--limit", "min_images=50"]
+    assert run(["export", str(workspace), "--explain", "--out", str(tmp_path / "star"), *limits, *ONE_MODEL]) == 0
+    assert read_manifest(tmp_path / "star").limits == OwnLimits(max_old_miou_drop_pct=1.0, min_images=50)
     text = output(capsys)
     manifest, record = read_manifest(tmp_path / "star"), record_of(tmp_path / "star")
     check_files(tmp_path / "star", manifest)
@@ -204,6 +207,12 @@ def test_a_profile_with_integer_dot_products_gets_8_bit_weights(workspace: Path,
         (["--max-old-drop", "-1"], "--max-old-drop"),
         (["--ranges", "old-only"], "carry"),
         (["--range-method", "median"], "mean-minmax"),
+        (["--limit", "max_old_miou_drop=1"], "did you mean 'max_old_miou_drop_pct'"),
+        (["--limit", "max_old_miou_drop_pct"], "KEY=VALUE"),
+        (["--limit", "min_images=2", "--limit", "min_images=3"], "given twice"),
+        (["--limit", "min_new_miou_pct=120"], "<= 100"),
+        (["--limit", "min_new_miou_pct=much"], "min_new_miou_pct=much"),
+        (["--limit", "max_old_miou_drop_pct=nan"], "not a finite number"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_made(

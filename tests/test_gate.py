@@ -22,13 +22,13 @@ from PIL import Image
 
 from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
 from edge_ilseg.data.folder import Folder
-from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.limits import Limits, OwnLimits, set_limits, stricter, tighten
 from edge_ilseg.devices.update.comparable import pair_up
 from edge_ilseg.devices.update.confined import Ended, clean_environment, group_rss_mib, run_confined
 from edge_ilseg.devices.update.gate import run_gate
 from edge_ilseg.devices.update.gate_child import judge
 from edge_ilseg.devices.update.gate_judgement import Run, decide
-from edge_ilseg.devices.update.gate_records import GateRequest, GateSettings, GateVerdict, OwnLimits, tighten
+from edge_ilseg.devices.update.gate_records import GateRequest, GateSettings, GateVerdict
 from edge_ilseg.devices.update.release import Release
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 from edge_ilseg.errors import BundleError, UpdateError
@@ -310,6 +310,15 @@ def test_the_devices_own_limits_make_signed_ones_stricter_and_never_looser() -> 
     assert (looser.max_old_miou_drop_pct, looser.min_golden_agreement) == (2.0, 0.999)
 
 
+def test_what_is_not_said_is_not_set_and_of_two_limits_the_stricter_holds() -> None:
+    assert set_limits(Limits()) == {} == set_limits(OwnLimits())
+    assert set_limits(Limits(max_bad_images=2, min_images=20)) == {"max_bad_images": 2}
+    assert set_limits(OwnLimits(max_bad_images=0, min_images=20)) == {"max_bad_images": 0, "min_images": 20}
+    one, two = {"max_rss_mib": 5.0, "min_images": 4}, {"max_rss_mib": 7.0, "min_images": 9, "max_moved_pct": 0.0}
+    assert stricter(one, two) == stricter(two, one) == {"max_rss_mib": 5.0, "min_images": 9, "max_moved_pct": 0.0}
+    assert one == {"max_rss_mib": 5.0, "min_images": 4}
+
+
 @pytest.mark.slow
 def test_own_limits_and_those_of_the_profile_hold_in_the_gate(good: Slots, images: Path, tmp_path: Path) -> None:
     own = settings(images, limits=OwnLimits(max_model_mib=1e-6))
@@ -320,6 +329,20 @@ def test_own_limits_and_those_of_the_profile_hold_in_the_gate(good: Slots, image
     )
     release = release_of(good[0], Limits(max_model_mib=1000.0))
     verdict = ask(good, settings(images, profile=str(profile)), tmp_path, release)
+    assert "model size" in verdict.reason
+    assert "1e-06" in verdict.reason
+
+
+@pytest.mark.slow
+def test_limits_in_the_bundle_hold_in_the_gate_whatever_is_signed_beside_them(
+    good: Slots, images: Path, tmp_path: Path
+) -> None:
+    slot = tmp_path / "slot"
+    shutil.copytree(good[0], slot)
+    manifest = read_manifest(slot / "bundle")
+    write_manifest(slot / "bundle", msgspec.structs.replace(manifest, limits=OwnLimits(max_model_mib=1e-6)))
+    verdict = ask((slot, good[1]), settings(images), tmp_path, release_of(slot, Limits(max_model_mib=1000.0)))
+    assert verdict.outcome == "refused"
     assert "model size" in verdict.reason
     assert "1e-06" in verdict.reason
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import msgspec
 import pytest
 from bundles import BASE, HEIGHT_PX, WIDTH_PX, write_bundle, write_color_folder, write_family
 
-from edge_ilseg.bundle import Precision, Runtime
+from edge_ilseg.bundle import Precision, Runtime, read_manifest, write_manifest
+from edge_ilseg.cli import run
 from edge_ilseg.data.folder import Folder
 from edge_ilseg.devices.device_profile import (
     check_profile_fits,
@@ -20,7 +23,7 @@ from edge_ilseg.devices.device_profile import (
     read_profile,
 )
 from edge_ilseg.devices.facts import DeviceFacts, read_device_facts
-from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.limits import Limits, OwnLimits
 from edge_ilseg.devices.profile_request import Measurable, with_profile
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 from edge_ilseg.errors import BundleError, ConfigError
@@ -284,6 +287,52 @@ def test_a_limit_of_a_profile_reaches_the_verdict(bundle: Path, tmp_path: Path) 
     assert (size.verdict, size.limit) == ("failed", 1e-6)
     assert (memory.verdict, memory.limit) == ("passed", 4096.0)
     assert report.limits.max_model_mib == 1e-6
+
+
+# What a bundle says of itself
+
+
+@pytest.fixture
+def strict(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle, which wants this of itself."""
+    folder = tmp_path / "strict"
+    shutil.copytree(bundle, folder)
+    own = OwnLimits(max_old_miou_drop_pct=1.0, min_new_miou_pct=50.0, max_model_mib=9.0, max_bad_images=3)
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), limits=own))
+    return folder
+
+
+def test_a_bundles_limits_hold_without_a_profile_as_far_as_they_can_be_measured(strict: Path) -> None:
+    found = with_profile(VerifyRequest(), None, {}, strict, measurable=EVERYTHING)
+    assert found.limits == Limits(max_old_miou_drop_pct=1.0, min_new_miou_pct=50.0, max_model_mib=9.0, max_bad_images=3)
+    nothing = Measurable(has_labels=False, has_parent=True, has_unlabelled=True)
+    found = with_profile(VerifyRequest(), None, {}, strict, measurable=nothing)
+    assert found.limits == Limits(max_model_mib=9.0, max_bad_images=3)
+
+
+def test_of_a_bundles_limit_and_a_profiles_the_stricter_holds_and_the_users_goes_before_both(
+    strict: Path, tmp_path: Path
+) -> None:
+    name = own_profile(tmp_path, limits=ALL_LIMITS)
+    found = with_profile(VerifyRequest(), name, {}, strict, measurable=EVERYTHING)
+    changed = {"max_old_miou_drop_pct": 1.0, "min_new_miou_pct": 50.0}
+    assert found.limits == msgspec.structs.replace(ALL_LIMITS, **changed)
+    given = {"max_old_miou_drop_pct": 4.0, "min_new_miou_pct": 10.0, "max_bad_images": 0}
+    found = with_profile(VerifyRequest(), name, given, strict, measurable=EVERYTHING)
+    assert found.limits == msgspec.structs.replace(ALL_LIMITS, **given)
+
+
+def test_a_bundles_limit_reaches_the_verdict(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heavy = tmp_path / "heavy"
+    shutil.copytree(bundle, heavy)
+    command = ["verify", str(heavy), "--latency-runs", "1", "--json"]
+    assert run(command) == 0
+    write_manifest(heavy, msgspec.structs.replace(read_manifest(heavy), limits=OwnLimits(max_model_mib=1e-6)))
+    capsys.readouterr()
+    assert run(command) == 1
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert (checks["model size"]["verdict"], checks["model size"]["limit"]) == ("failed", 1e-6)
+    assert run([*command, "--max-model-mib", "5"]) == 0
 
 
 def test_threads_are_the_profiles_unless_the_user_gave_some(bundle: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edge_ilseg.devices.limits import check_finite
-from edge_ilseg.devices.update.gate_records import GateSettings, OwnLimits
+from edge_ilseg.devices.limits import OwnLimits, check_finite
+from edge_ilseg.devices.update.gate_records import GateSettings
 from edge_ilseg.errors import ConfigError, choice_hint
 
 CONFIG_NAME = "agent.toml"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from edge_ilseg.devices.limits import DEFAULT_MIN_IMAGES, Limits
+from edge_ilseg.devices.limits import Limits, set_limits, tighten
 from edge_ilseg.devices.update.confined import confine
 from edge_ilseg.devices.update.gate_records import (
     DEFAULT_MAX_MOVED_PCT,
@@ -24,7 +24,6 @@ from edge_ilseg.devices.update.gate_records import (
     Evidence,
     GateRequest,
     GateVerdict,
-    tighten,
 )
 from edge_ilseg.errors import BundleError, ConfigError, DataError, EdgeIlsegError
 
@@ -143,7 +142,7 @@ def _all_or_test(dataset: Dataset, expected_data: str | None) -> str:
 
 
 def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> VerifyRequest:
-    """Which model, by what, and the limits: what is signed, made stricter by the profile and by the device's own."""
+    """Which model, by what, and the limits: what is signed, made stricter by bundle, profile and device."""
     from edge_ilseg.devices.loaded_bundle import choose_model
     from edge_ilseg.devices.profile_request import Measurable, with_profile
     from edge_ilseg.devices.retention import MAX_OLD_MIOU_DROP_PCT
@@ -165,11 +164,7 @@ def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> V
         "min_golden_agreement": GOLDEN_AGREEMENT[precision],
         "max_old_miou_drop_pct": MAX_OLD_MIOU_DROP_PCT,
     }
-    of_profile = msgspec.structs.asdict(profiled.limits)
-    del of_profile["max_bad_images"]  # 0 is what stands there when a profile says nothing
-    if of_profile["min_images"] == DEFAULT_MIN_IMAGES:  # so here
-        del of_profile["min_images"]
-    limits = tighten(request.limits, of_profile, defaults)
+    limits = tighten(request.limits, set_limits(profiled.limits), defaults)
     limits = tighten(limits, msgspec.structs.asdict(settings.limits), defaults)
     return msgspec.structs.replace(profiled, runtime=runtime, precision=precision, limits=limits)
 

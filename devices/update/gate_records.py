@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from edge_ilseg.devices.limits import Limits
+from edge_ilseg.devices.limits import AtLeastOne, Limits, OwnLimits
 
 DEFAULT_MIN_AGREEMENT_PCT = 80.0
 DEFAULT_MAX_MOVED_PCT = 10.0
@@ -22,28 +21,9 @@ whole takes 20 points of agreement, or moves to a new class."""
 
 Outcome = Literal["passed", "refused", "too few images", "cannot be judged", "crashed"]
 Evidence = Literal["own labels", "shipped labels", "frames"]
-Percent = Annotated[float, Meta(ge=0, le=100)]
-AtLeastOne = Annotated[int, Meta(ge=1)]
-LimitValue = Annotated[float, Meta(ge=0)]
 RuntimeName = Literal["onnxruntime", "openvino"]
 PrecisionName = Literal["fp32", "fp16", "int8"]
 """`edge_ilseg.bundle` has the same; importing it takes numpy."""
-
-
-class OwnLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits of this device beside those that are signed; `None`: none. Names and units as in `Limits`."""
-
-    min_golden_agreement: Annotated[float, Meta(ge=0, le=1)] | None = None
-    max_old_miou_drop_pct: float | None = None
-    max_class_drop_pct: float | None = None
-    min_new_miou_pct: Percent | None = None
-    min_agreement_pct: Percent | None = None
-    max_moved_pct: Percent | None = None
-    max_latency_p95_ms: LimitValue | None = None
-    max_rss_mib: LimitValue | None = None
-    max_model_mib: LimitValue | None = None
-    max_bad_images: Annotated[int, Meta(ge=0)] | None = None
-    min_images: AtLeastOne | None = None
 
 
 class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,21 +130,3 @@ class GateVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     def is_final(self) -> bool:
         """Whether running the gate again would say the same: not after a crash, or when it could not judge."""
         return self.outcome not in ("crashed", "cannot be judged") or self.is_taken
-
-
-def tighten(signed: Limits, own: Mapping[str, float | None], defaults: Mapping[str, float]) -> Limits:
-    """The stricter of two limits, one by one (rule 1).
-
-    Args:
-        signed: limits of the release.
-        own: of this device, by name in `Limits`; `None` or a name that is missing sets none.
-        defaults: what holds where a limit is `None`.
-    """
-    found: dict[str, float | None] = msgspec.structs.asdict(signed)
-    for name, limit in own.items():
-        if limit is None:
-            continue
-        before = found[name] if found[name] is not None else defaults.get(name)
-        stricter = max if name.startswith("min_") else min
-        found[name] = limit if before is None else stricter(limit, before)
-    return msgspec.convert(found, Limits)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_ilseg.cli.json_option import json_option
-from edge_ilseg.cli.options import data_config, data_option_option, step_option, workspace_argument
+from edge_ilseg.cli.options import data_config, data_option_option, parse_limits, step_option, workspace_argument
 
 if TYPE_CHECKING:
     from edge_ilseg.int8_record import RangesMethod, RangesPolicy, WeightRounding
@@ -79,6 +79,13 @@ if TYPE_CHECKING:
     metavar="NAME|FILE",
     help="Device profile. Without one, or without integer dot products, int8 weights have 7 bits, depthwise ones 8.",
 )
+@click.option(
+    "--limit",
+    "limit_items",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="What the bundle is to keep to wherever it is verified, such as max_old_miou_drop_pct=1; may be repeated.",
+)
 @click.option("--explain", is_flag=True, help="Time every form of the model, and show how int8 came about.")
 @click.option("--min-fp16-agreement", type=float, help="Least share of pixels on which fp16 agrees with torch: 0.995.")
 @click.option("--min-int8-agreement", type=float, help="The same for int8; not checked if left out.")
@@ -105,6 +112,7 @@ def export(
     float_layers: tuple[str, ...],
     max_changed: float | None,
     profile: str | None,
+    limit_items: tuple[str, ...],
     explain: bool,
     min_fp16_agreement: float | None,
     min_int8_agreement: float | None,
@@ -124,6 +132,7 @@ def export(
     \b
     edge-ilseg export work
     edge-ilseg export work --step 01-boat --target openvino --precision fp16 --precision int8 --out boat.bundle
+    edge-ilseg export work --limit max_old_miou_drop_pct=1 --limit max_class_drop_pct=5
     edge-ilseg export work --parent base.bundle --profile raspberry-pi-5 --explain
     """
     import msgspec
@@ -156,6 +165,7 @@ def export(
         rounding=rounding,
         float_layers=float_layers,
         max_changed_pct=max_changed,
+        limits=parse_limits(limit_items, "--limit"),
         time_stages=explain,
     )
     out = out or opened.bundle_folder(record.name)

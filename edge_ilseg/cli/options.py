@@ -17,6 +17,7 @@ from edge_ilseg.errors import ConfigError, choice_hint
 
 if TYPE_CHECKING:
     from edge_ilseg.config import DataConfig, DataOptions, TrainConfig
+    from edge_ilseg.devices.limits import OwnLimits
 
 workspace_argument = click.argument(
     "workspace", type=click.Path(file_okay=False, path_type=Path), default=Path("."), metavar="[WORKSPACE]"
@@ -228,6 +229,45 @@ def parse_data_options(kind: str, items: Sequence[str], where: str) -> DataOptio
     """
     from edge_ilseg.data import parse_option
 
+    return {key: parse_option(kind, key, text) for key, text in _key_values(items, where).items()}
+
+
+def parse_limits(items: Sequence[str], where: str) -> OwnLimits | None:
+    """`["max_old_miou_drop_pct=1"]` to limits; None where there are none.
+
+    Args:
+        items: `NAME=NUMBER`, names as in `edge_ilseg.devices.limits.OwnLimits`.
+        where: the command's option, for errors.
+
+    Raises:
+        ConfigError: an unknown name, one given twice, or a number that such a limit cannot have.
+    """
+    import msgspec
+
+    from edge_ilseg.devices.limits import OwnLimits, check_finite
+
+    found: dict[str, object] = {}
+    for name, text in _key_values(items, where).items():
+        if name not in OwnLimits.__struct_fields__:
+            raise ConfigError(
+                "there is no such limit", where=where, found=name, hint=choice_hint(name, OwnLimits.__struct_fields__)
+            )
+        found[name] = text
+    try:
+        limits = msgspec.convert(found, OwnLimits, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            "a limit cannot be read",
+            where=where,
+            found=", ".join(f"{name}={text}" for name, text in found.items()),
+            expected=str(error),
+            hint="write each as NAME=NUMBER, such as max_old_miou_drop_pct=1",
+        ) from error
+    check_finite(limits, where)
+    return limits if found else None
+
+
+def _key_values(items: Sequence[str], where: str) -> dict[str, str]:
     texts: dict[str, str] = {}
     for item in items:
         key, separator, text = item.partition("=")
@@ -240,7 +280,7 @@ def parse_data_options(kind: str, items: Sequence[str], where: str) -> DataOptio
                 hint="write each as KEY=VALUE, once",
             )
         texts[key] = text
-    return {key: parse_option(kind, key, text) for key, text in texts.items()}
+    return texts
 
 
 def data_config(

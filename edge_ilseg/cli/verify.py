@@ -100,8 +100,9 @@ def verify(
 
     Hashes and golden outputs are always checked. Old classes are compared with the parent's bundle on the same images:
     --data and --against. A drop passes when its whole 95 % interval over images is within the limit. Without labels,
-    the masks are compared with the parent's: --images. Limits come from --profile, and from options, which go before
-    it; what has no limit and no default is shown and not checked. Needs a runtime, and no torch.
+    the masks are compared with the parent's: --images. Limits come from --profile and from the bundle, of two the
+    stricter, and from options, which go before both; what has no limit and no default is shown and not checked. Needs
+    a runtime, and no torch.
 
     \b
     edge-ilseg verify boat.bundle
