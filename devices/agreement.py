@@ -81,6 +81,10 @@ def compare_unlabelled(
         BundleError: a model cannot be run, or gives a channel that its manifest does not have.
     """
     count, old_count = len(loaded.manifest.classes), loaded.manifest.old_count
+    objects = [
+        channel for channel in range(old_count) if loaded.manifest.class_names[channel] != loaded.manifest.background
+    ]
+    images_of_old = 0
     pairs = np.zeros((2, count, count), dtype=np.int64)  # all pixels, confident pixels: rows are the parent's
     bad_images: list[tuple[str, str]] = []
     has_logits = parent.session.class_count is not None
@@ -92,6 +96,7 @@ def compare_unlabelled(
             check_channels(item.mask_HW, count)
             parent_mask_HW = parent.session.mask(item.extra)
             check_channels(parent_mask_HW, old_count)
+            images_of_old += bool(np.isin(parent_mask_HW, objects or range(old_count)).any())
             mask_HW = resize_mask(item.mask_HW, *parent_mask_HW.shape)
             pairs[0] += confusion_matrix(parent_mask_HW, mask_HW, count)
             if has_logits:
@@ -104,6 +109,7 @@ def compare_unlabelled(
         folder=str(folder),
         images_asked=len(names),
         images_counted=len(names) - len(bad_images),
+        images_of_old=images_of_old,
         image_names_sha256=sha256_bytes(os.fsencode("\n".join(names))),
         bad_images=tuple(bad_images),
         classes=classes,

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from edge_ilseg.bundle import Precision, Runtime
 from edge_ilseg.devices.facts import INT8_FLAGS, DeviceFacts
-from edge_ilseg.devices.limits import Limits, check_finite
+from edge_ilseg.devices.limits import OwnLimits, check_finite
 from edge_ilseg.errors import ConfigError, choice_hint
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -50,7 +50,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=1)] | None = None
     """Of the runtime; None leaves the choice to it."""
     input_size: InputSize | None = None
-    limits: Limits = Limits()
+    limits: OwnLimits = OwnLimits()
 
     @property
     def allows_8_bit_weights(self) -> bool:
@@ -146,7 +146,7 @@ def propose_profile(facts: DeviceFacts) -> str | None:
             continue
         is_generic = name.startswith(("x86-", "generic-"))
         words = re.split(r"[^a-z0-9.]+", (facts.processor or "").lower())
-        is_named = all(word in words for word in name.split("-") if word != "intel")
+        is_named = all(word in words for word in name.split("-") if word not in ("intel", "jetson"))
         if is_generic or is_named:
             fitting.append((is_named, len(profile.int8_flags), name))
     return max(fitting)[2] if fitting else None

@@ -121,13 +121,13 @@ def usable_cores() -> int:
 
 
 def parse_processor(cpuinfo: str) -> str:
-    """The processor's name in the text of `/proc/cpuinfo`.
+    """The processor's name in the text of `/proc/cpuinfo`; "ARMv8 Processor rev 0 (v8l)" is none, every board has it.
 
     Raises:
         ValueError: the text names no processor.
     """
     for key in ("model name", "Model", "Hardware", "uarch"):
-        if match := re.search(rf"^{key}\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE):
+        if match := re.search(rf"^{key}\s*:\s*(?!ARMv\d+ Processor)(\S.*)$", cpuinfo, re.MULTILINE):
             return match[1].strip()
     raise ValueError("cpuinfo names no processor")
 

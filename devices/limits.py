@@ -1,7 +1,6 @@
 """The limits that a bundle must keep to: in a device profile, in a bundle, in the options of `verify`, in a release.
 
-1. Of two that are not a person's word at the command line the stricter holds, one by one. What stands where a limit is
-   left out is not set.
+1. A limit in a bundle can only make stricter what holds without it: whoever makes a bundle does not judge it.
 2. Apart from the report, because an agent that polls reads releases and must not load numpy for it.
 """
 
@@ -63,18 +62,13 @@ class OwnLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 def set_limits(limits: Limits | OwnLimits) -> dict[str, float]:
-    """What is set, by name: what is `None`, or stands where nothing was said, is not (rule 1)."""
-    default = msgspec.structs.asdict(type(limits)())
-    return {name: limit for name, limit in msgspec.structs.asdict(limits).items() if limit != default[name]}
+    """Those that are not `None`, by name."""
+    return {name: limit for name, limit in msgspec.structs.asdict(limits).items() if limit is not None}
 
 
-def stricter(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
-    """The stricter of two sets of limits, by name in `Limits`, one by one (rule 1)."""
-    found = dict(one)
-    for name, limit in two.items():
-        before = found.get(name)
-        found[name] = limit if before is None else (max if name.startswith("min_") else min)(limit, before)
-    return found
+def tightening(asked: Mapping[str, float], held: Mapping[str, float]) -> dict[str, float]:
+    """Those of `asked`, by name in `Limits`, that are no looser than what is held (rule 1)."""
+    return {name: limit for name, limit in asked.items() if _stricter(name, limit, held.get(name)) == limit}
 
 
 def tighten(signed: Limits, own: Mapping[str, float | None], defaults: Mapping[str, float]) -> Limits:
@@ -85,10 +79,16 @@ def tighten(signed: Limits, own: Mapping[str, float | None], defaults: Mapping[s
         own: of this device, by name in `Limits`; `None` or a name that is missing sets none.
         defaults: what holds where a limit of the release is `None`.
     """
-    known = {name: limit for name, limit in msgspec.structs.asdict(signed).items() if limit is not None}
-    asked = {name: limit for name, limit in own.items() if limit is not None}
-    held = {name: limit for name, limit in defaults.items() if name in asked}
-    return msgspec.convert(stricter({**held, **known}, asked), Limits)
+    found: dict[str, float | None] = msgspec.structs.asdict(signed)
+    for name, limit in own.items():
+        if limit is not None:
+            before = found[name]
+            found[name] = _stricter(name, limit, defaults.get(name) if before is None else before)
+    return msgspec.convert(found, Limits)
+
+
+def _stricter(name: str, limit: float, held: float | None) -> float:
+    return limit if held is None else (max if name.startswith("min_") else min)(limit, held)
 
 
 def check_finite(limits: msgspec.Struct, where: object = None) -> None:

@@ -1,4 +1,4 @@
-"""A device profile put to use: the request of a verification filled in from it."""
+"""What a verification is asked for, filled in from a device profile and from the limits in the bundle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import msgspec
 from edge_ilseg.bundle import Manifest, Precision, Runtime, read_manifest
 from edge_ilseg.devices.device_profile import DeviceProfile, check_profile_fits, read_profile
 from edge_ilseg.devices.facts import read_device_facts
-from edge_ilseg.devices.limits import Limits, set_limits, stricter
+from edge_ilseg.devices.limits import Limits, set_limits, tightening
+from edge_ilseg.devices.loaded_bundle import choose_model
+from edge_ilseg.devices.retention import MAX_OLD_MIOU_DROP_PCT
 from edge_ilseg.devices.runtime import installed_runtimes
+from edge_ilseg.devices.verdicts import GOLDEN_AGREEMENT, MAX_MOVED_PCT, MIN_AGREEMENT_PCT
 from edge_ilseg.devices.verification import VerifyRequest
 from edge_ilseg.errors import BundleError, ConfigError, EdgeIlsegError
 
@@ -25,7 +28,7 @@ class Measurable(NamedTuple):
     has_unlabelled: bool
 
 
-def with_profile(
+def fill_request(
     request: VerifyRequest,
     profile_name: str | None,
     given: Mapping[str, float | None],
@@ -35,41 +38,56 @@ def with_profile(
 ) -> VerifyRequest:
     """The request with its limits, and with what it leaves open taken from a device profile.
 
-    Of a limit of the profile and one of the bundle the stricter holds.
+    What the user gave goes before all else; then come the profile's limits, and those in the bundle that are stricter
+    than what holds without them (rule 1 of `edge_ilseg.devices.limits`).
 
     Args:
         request: what the user asked for.
         profile_name: of a profile, or a file; None: there is none.
-        given: limits that the user gave, by name in `Limits`; None: not given. They go before all others.
+        given: limits that the user gave, by name in `Limits`; None: not given.
         bundle: its models decide which of the profile's runtimes and precisions is taken.
-        measurable: a limit of the profile or bundle that cannot be measured with what was given is left out; one that
-            the user gave is not.
+        measurable: a limit of the profile or the bundle that cannot be measured with what was given is left out; one
+            that the user gave is not.
 
     Raises:
         ConfigError: there is no such profile, it does not fit this machine, or the bundle's input is larger than it
             allows.
         BundleError: the bundle has no model that the profile takes.
     """
-    own = {name: value for name, value in given.items() if value is not None}
-    profile = None if profile_name is None else read_profile(profile_name)
-    if profile_name is not None and profile is not None:
-        check_profile_fits(profile_name, profile, read_device_facts())
     try:
         manifest = read_manifest(bundle)
     except EdgeIlsegError:
         manifest = None  # the verification itself reports what is wrong with the bundle
-    of_profile = {} if profile is None else set_limits(profile.limits)
-    of_bundle = {} if manifest is None or manifest.limits is None else set_limits(manifest.limits)
-    limits = {**_measurable(stricter(of_profile, of_bundle), measurable), **own}
-    request = msgspec.structs.replace(request, limits=msgspec.convert(limits, Limits))
-    if profile_name is None or profile is None:
-        return request
-    request = msgspec.structs.replace(request, threads=request.threads or profile.threads)
-    if manifest is None:
-        return request
-    _check_input_size(profile_name, profile, manifest)
-    runtime, precision = _choose(profile_name, profile, manifest, request)
-    return msgspec.structs.replace(request, runtime=runtime, precision=precision)
+    limits: dict[str, float] = {}
+    if profile_name is not None:
+        profile = read_profile(profile_name)
+        check_profile_fits(profile_name, profile, read_device_facts())
+        request = msgspec.structs.replace(request, threads=request.threads or profile.threads)
+        if manifest is not None:
+            _check_input_size(profile_name, profile, manifest)
+            runtime, precision = _choose(profile_name, profile, manifest, request)
+            request = msgspec.structs.replace(request, runtime=runtime, precision=precision)
+        limits = set_limits(profile.limits)
+    if manifest is not None and manifest.limits is not None:
+        limits |= tightening(set_limits(manifest.limits), {**_default_limits(manifest, request), **limits})
+    own = {name: limit for name, limit in given.items() if limit is not None}
+    limits = {**_measurable(limits, measurable), **own}
+    return msgspec.structs.replace(request, limits=msgspec.convert(limits, Limits))
+
+
+def _default_limits(manifest: Manifest, request: VerifyRequest) -> dict[str, float]:
+    """What holds where nobody sets a limit, as far as it can be measured."""
+    try:
+        _, precision = choose_model(manifest, request.runtime, request.precision)
+    except EdgeIlsegError:  # as above; the precision then decides nothing
+        precision = "fp32"
+    return {
+        **set_limits(Limits()),
+        "min_golden_agreement": GOLDEN_AGREEMENT[precision],
+        "max_old_miou_drop_pct": MAX_OLD_MIOU_DROP_PCT,
+        "min_agreement_pct": MIN_AGREEMENT_PCT,
+        "max_moved_pct": MAX_MOVED_PCT,
+    }
 
 
 def _measurable(limits: Mapping[str, float], measurable: Measurable) -> dict[str, float]:

@@ -29,7 +29,7 @@ from PIL import Image
 
 from edge_ilseg.devices.video import VIDEO_SUFFIXES, VideoFrames, most_frames
 from edge_ilseg.errors import DataError, check_extra
-from edge_ilseg.images import DECODE_ERRORS, IMAGE_SUFFIXES, read_image, to_rgb
+from edge_ilseg.images import DECODE_ERRORS, IMAGE_SUFFIXES, decode_error_text, read_image, to_rgb
 
 MOVING_FORMATS = frozenset({"GIF", "PNG", "WEBP", "TIFF"})
 MOVING_SUFFIXES = (".gif", ".png", ".apng", ".webp", ".tif", ".tiff")
@@ -245,7 +245,6 @@ class _ImageFrames:
             return self._broken
         try:
             if self._image is None:
-                self.close()
                 self._file = self._path.open("rb")  # given a path, Pillow maps a plain TIFF, turned or not
                 self._image = Image.open(self._file)
             self._image.seek(number)
@@ -253,10 +252,12 @@ class _ImageFrames:
         except DataError as error:
             return error
         except DECODE_ERRORS as error:
+            if self._image is None:
+                self.close()
             damage = DataError(
                 "a frame cannot be decoded: the file is truncated or damaged",
                 where=f"{self._shown}, frame {number}",
-                found=str(error) or type(error).__name__,
+                found=decode_error_text(error),
                 hint="copy the file again from its source",
             )
             if self._image is None or self._image.format != "TIFF":  # elsewhere a frame builds on the one before

@@ -25,6 +25,8 @@ class Unlabelled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     folder: str
     images_asked: int
     images_counted: int
+    images_of_old: int
+    """Those in which the parent shows an old class, the background left out where there are others."""
     image_names_sha256: str
     bad_images: tuple[tuple[str, str], ...]
     """Name and reason."""

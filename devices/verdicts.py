@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision
@@ -20,6 +22,7 @@ from edge_ilseg.errors import (
     EXIT_ARTEFACT,
     EXIT_PARITY,
     EXIT_RETENTION,
+    EXIT_UNDECIDED,
     BundleError,
     ConfigError,
     EdgeIlsegError,
@@ -202,12 +205,14 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
     """Whether the images could be used, the agreement with the parent on them, and the old pixels that became new ones.
 
     A limit that these images cannot measure is broken, not kept: a bundle that calls every old pixel new has no
-    agreement at all. Without limits those of rule 3 hold.
+    agreement at all. One that fewer than `min_images` images of old classes keep is not decided. Without limits those
+    of rule 3 hold.
     """
     given = limits.min_agreement_pct, limits.max_moved_pct
     min_agreement_pct = MIN_AGREEMENT_PCT if given[0] is None else given[0]
     max_moved_pct = MAX_MOVED_PCT if given[1] is None else given[1]
     images = _judge_unlabelled_images(found, limits)
+    decided = functools.partial(_decided, found.images_of_old, limits.min_images)
     if not found.images_counted:
         reason = "no image could be used"
         return (
@@ -222,13 +227,21 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
     else:
         worst = min(shown, key=lambda item: item.agreement or 0.0)
         detail = f"least: {worst.name} {_pct(worst.agreement)} %"
-        agreement = at_least("unlabelled agreement", 100 * found.agreement, min_agreement_pct, "%", detail)
+        agreement = decided(at_least("unlabelled agreement", 100 * found.agreement, min_agreement_pct, "%", detail))
     if found.moved is None:
         reason = "the parent shows no pixel of an old class"
         return images, agreement, _unmeasured("moved to new classes", max_moved_pct, "%", reason)
     gone = max(found.classes, key=lambda item: item.moved or 0.0)
     detail = f"most: {gone.name} {_pct(gone.moved)} % of its pixels"
-    return images, agreement, at_most("moved to new classes", 100 * found.moved, max_moved_pct, "%", detail)
+    moved = at_most("moved to new classes", 100 * found.moved, max_moved_pct, "%", detail)
+    return images, agreement, decided(moved)
+
+
+def _decided(images: int, needed: int, check: Check) -> Check:
+    if check.verdict != "passed" or images >= needed:
+        return check
+    detail = f"{images} images show an old class, and {needed} are needed; {check.detail}"
+    return msgspec.structs.replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED, detail=detail)
 
 
 def _judge_unlabelled_images(found: Unlabelled, limits: Limits) -> Check:

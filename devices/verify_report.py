@@ -32,7 +32,7 @@ from edge_ilseg.metrics import Metrics
 from edge_ilseg.records import parse_versioned
 
 REPORT_FORMAT = "edge-ilseg-verify-report"
-REPORT_FORMAT_VERSION = 3
+REPORT_FORMAT_VERSION = 4
 VERIFY_AGAIN = "verify the bundle again and keep what --json prints"
 
 CheckName = Literal[

@@ -1,7 +1,8 @@
 """Images and masks on disk and in memory, the same in training and on the device.
 
 1. An image in memory is uint8, H x W x 3, RGB, upright: the EXIF orientation is applied when it is read.
-2. A mask in memory is as stored: its EXIF orientation, which no annotation tool writes, is not looked at.
+2. A mask in memory is as stored: its EXIF orientation, which no annotation tool writes, is not looked at (a TIFF is
+   turned by Pillow).
 3. `resize_image` is the only image resizer of the project; bundle manifests call it `pillow-bilinear`.
 4. `resize_mask` invents no value, and its rule is exact in integers: the same bytes on every machine.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edge_ilseg.errors import DataError
 from edge_ilseg.files import write_bytes
@@ -245,9 +246,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(
             "an image file cannot be decoded: it is truncated, damaged or no image",
             where=path,
-            found=str(error) or type(error).__name__,
+            found=decode_error_text(error),
             hint="copy the file again from its source, or leave its id out of the split",
         ) from error
+
+
+def decode_error_text(error: Exception) -> str:
+    """What Pillow says of damaged bytes; of what is no image at all it would show the open file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of image that Pillow knows"
+    return str(error) or type(error).__name__
 
 
 def _orientation(image: Image.Image) -> int:

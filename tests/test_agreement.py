@@ -310,6 +310,8 @@ def report_on(
     limits: Limits = NO_LIMITS,
     max_images: int | None = None,
 ) -> VerifyReport:
+    """Of as few images as there are: how many are needed is a test of its own."""
+    limits = msgspec.structs.replace(limits, min_images=1)
     request = VerifyRequest(latency_runs=1, threads=1, limits=limits, max_images=max_images)
     return verify_bundle(child, request, against=against, unlabelled=images)
 
@@ -374,6 +376,35 @@ def test_without_limits_those_of_this_project_hold(family: tuple[Path, Path], tm
 def test_the_limits_of_this_project_are_55_and_15_per_cent(agreement: float, moved: float, kept: bool) -> None:
     checks = judge_unlabelled(found_of(("a", agreement, moved), moved=moved), Limits())
     assert all(check.verdict == "passed" for check in checks) == kept
+
+
+def test_a_limit_that_too_few_images_keep_is_not_decided_and_one_that_they_break_is_broken(
+    family: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Images of the background alone, or of a new class, say nothing of the old ones."""
+    child, parent = family
+    shown = color_images(3, OLD, seed=10)
+    empty = color_images(2, ["background"], seed=1)
+    write_images(tmp_path / "mixed", [*shown, *empty])
+
+    def verify(**limits: float) -> VerifyReport:
+        request = VerifyRequest(latency_runs=1, threads=1, limits=Limits(**limits))  # type: ignore[arg-type]
+        return verify_bundle(child, request, against=parent, unlabelled=tmp_path / "mixed")
+
+    report = verify()
+    assert report.unlabelled is not None
+    assert (report.unlabelled.images_counted, report.unlabelled.images_of_old) == (5, 3)
+    for name in ("unlabelled agreement", "moved to new classes"):
+        check = report.check(name)  # type: ignore[arg-type]
+        assert (check.verdict, check.exit_code) == ("too few images", 4)
+        assert check.detail.startswith("3 images show an old class, and 20 are needed; ")
+    assert report.exit_code == 4
+    assert verify(min_images=3).exit_code == 0
+    assert verify(min_images=4).exit_code == 4
+    broken = found_of(("a", 0.5, 0.2), moved=0.2)
+    for images_of_old in (1, 20):
+        found = msgspec.structs.replace(broken, images_of_old=images_of_old)
+        assert [check.verdict for check in judge_unlabelled(found, Limits())[1:]] == ["failed", "failed"]
 
 
 def test_old_pixels_that_moved_break_their_limit_and_a_value_at_the_limit_passes(
@@ -446,6 +477,7 @@ def found_of(*classes: tuple[str, float | None, float | None], moved: float | No
         folder="",
         images_asked=2,
         images_counted=2,
+        images_of_old=20,
         image_names_sha256="",
         bad_images=(),
         classes=tuple(

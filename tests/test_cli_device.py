@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from bundles import BASE, GROWN, color_images, nearest_color, write_color_folder, write_family
+from bundles import BASE, ENOUGH, GROWN, color_images, nearest_color, write_color_folder, write_family
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
@@ -144,12 +144,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of old classes; in one of four a quarter of the pixels was grass to the parent and is a boat now."""
+    """Enough images of old classes; in one of four a quarter of the pixels was grass to the parent and is a boat now."""
     folder = tmp_path_factory.mktemp("pictures")
-    for number, image_HWC in enumerate(color_images(4, list(BASE), seed=21)):
-        if number == 2:
+    for number, image_HWC in enumerate(color_images(ENOUGH, list(BASE), seed=21)):
+        if number % 4 == 2:
             image_HWC[:12] = GREEN_AND_BLUE
-        Image.fromarray(image_HWC).save(folder / f"{number}.png")
+        Image.fromarray(image_HWC).save(folder / f"{number:02}.png")
     return folder
 
 
@@ -161,9 +161,9 @@ def test_images_without_labels_are_compared_with_the_parent_and_are_in_the_json(
     assert code == 0
     found = report.unlabelled
     assert found is not None
-    assert (found.folder, found.images_asked, found.images_counted) == (str(pictures), 4, 4)
+    assert (found.folder, found.images_asked, found.images_counted) == (str(pictures), ENOUGH, ENOUGH)
     grass = {item.name: item for item in found.classes}["grass"]
-    assert grass.moved == pytest.approx(12 * 64 / grass.parent_pixels)
+    assert grass.moved == pytest.approx(ENOUGH // 4 * 12 * 64 / grass.parent_pixels)
     check = report.check("moved to new classes")
     assert (check.verdict, check.value, check.limit) == ("passed", pytest.approx(100 * (found.moved or 0.0)), 15.0)
     assert not report.is_retention_checked
@@ -173,7 +173,7 @@ def test_the_table_shows_the_comparison(family: tuple[Path, Path], pictures: Pat
     result = verify_command(family[0], "--against", family[1], "--images", pictures, "--min-agreement", 90)
     assert result.exit_code == 0
     assert re.search(r"unlabelled agreement +passed +100.00 % +90.00 +least: ", result.stdout)
-    assert re.search(r"unlabelled images +passed +0 bad +0 +4 of 4 images", result.stdout)
+    assert re.search(rf"unlabelled images +passed +0 bad +0 +{ENOUGH} of {ENOUGH} images", result.stdout)
     assert re.search(r"^grass +\d+ +100.0 +- +\d+\.\d", result.stdout, re.MULTILINE)
     assert "retention was NOT checked" in result.stdout
 

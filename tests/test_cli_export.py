@@ -72,7 +72,7 @@ def record_of(folder: Path) -> Int8Record:
 def test_a_step_is_explained_in_tables_and_plain_words(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    limits = ["--limit", "max_old_miou_drop_pct=1", "--limit", "min_images=50"]
+    limits = ["--bundle-limit", "max_old_miou_drop_pct=1", "--bundle-limit", "min_images=50"]
     assert run(["export", str(workspace), "--explain", "--out", str(tmp_path / "star"), *limits, *ONE_MODEL]) == 0
     assert read_manifest(tmp_path / "star").limits == OwnLimits(max_old_miou_drop_pct=1.0, min_images=50)
     text = output(capsys)
@@ -207,12 +207,14 @@ def test_a_profile_with_integer_dot_products_gets_8_bit_weights(workspace: Path,
         (["--max-old-drop", "-1"], "--max-old-drop"),
         (["--ranges", "old-only"], "carry"),
         (["--range-method", "median"], "mean-minmax"),
-        (["--limit", "max_old_miou_drop=1"], "did you mean 'max_old_miou_drop_pct'"),
-        (["--limit", "max_old_miou_drop_pct"], "KEY=VALUE"),
-        (["--limit", "min_images=2", "--limit", "min_images=3"], "given twice"),
-        (["--limit", "min_new_miou_pct=120"], "<= 100"),
-        (["--limit", "min_new_miou_pct=much"], "min_new_miou_pct=much"),
-        (["--limit", "max_old_miou_drop_pct=nan"], "not a finite number"),
+        (["--bundle-limit", "max_old_miou_drop=1"], "did you mean 'max_old_miou_drop_pct'"),
+        (["--bundle-limit", "max_old_miou_drop_pct"], "KEY=VALUE"),
+        (["--bundle-limit", "min_images=2", "--bundle-limit", "min_images=3"], "given twice"),
+        (["--bundle-limit", "min_new_miou_pct=120"], "<= 100"),
+        (["--bundle-limit", "min_new_miou_pct=much"], "min_new_miou_pct=much"),
+        (["--bundle-limit", "max_old_miou_drop_pct=nan"], "not a finite number"),
+        (["--bundle-limit", "max_rss_mib=null"], "max_rss_mib=null"),
+        (["--bundle-limit", "brightness=2"], "min_golden_agreement, max_old"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_made(

@@ -7,13 +7,10 @@ import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import msgspec
 import pytest
 from bundles import write_color_folder, write_family
 
-from edge_ilseg.bundle import read_manifest, write_manifest
 from edge_ilseg.cli import publish, run
-from edge_ilseg.devices.limits import Limits, OwnLimits
 from edge_ilseg.devices.update.transport import open_transport
 from edge_ilseg.devices.update.trust import TrustedRepository, refresh
 
@@ -75,22 +72,6 @@ def test_a_release_from_the_first_devices_to_its_halt(place: Path, capsys: pytes
     assert "halted: no [boats] at night" in capsys.readouterr().out
     entry = device(place).rollouts.entries[1]
     assert (entry.rollout.percent, entry.rollout.groups, entry.halted) == (100.0, (), True)
-
-
-def test_a_bundles_own_limits_are_signed_and_an_option_makes_them_stricter_only(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    models, child = str(place / "models"), place / "child"
-    own = OwnLimits(max_old_miou_drop_pct=3.0, max_class_drop_pct=4.0, min_images=40)
-    write_manifest(child, msgspec.structs.replace(read_manifest(child), limits=own))
-    assert run(["publish", "add", models, str(child), "--max-class-drop", "5"]) == 3
-    text = capsys.readouterr().err
-    assert "looser than the bundle's own" in text
-    assert "max_class_drop_pct" in text
-    assert run(["publish", "add", models, str(child), "--max-class-drop", "2.5", "--max-rss-mib", "300"]) == 0
-    assert device(place).release(1).limits == Limits(
-        max_old_miou_drop_pct=3.0, max_class_drop_pct=2.5, max_rss_mib=300.0, min_images=40
-    )
 
 
 def test_add_tells_in_json_what_devices_fetch(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,16 @@ def test_an_arm_board_is_named_by_its_device_tree(tmp_path: Path) -> None:
     assert facts.int8_flags == ("asimd", "asimddp", "i8mm")
 
 
+def test_the_name_that_every_arm_board_has_is_none(tmp_path: Path) -> None:
+    """As kernels of Jetson boards write it."""
+    text = f"model name\t: ARMv8 Processor rev 1 (v8l)\n{ARM}"
+    proc, sysfs = fake_device(tmp_path, cpuinfo=text)
+    assert read_device_facts(proc=proc, sysfs=sysfs).processor == "Raspberry Pi 5 Model B Rev 1.0"
+    with pytest.raises(ValueError, match="no processor"):
+        parse_processor(text)
+    assert parse_processor(f"{text}Hardware\t: BCM2835\n") == "BCM2835"
+
+
 def test_a_flag_counts_only_when_every_core_has_it() -> None:
     assert parse_int8_flags(HYBRID) == ("avx2", "fma")
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
 from edge_ilseg.data.folder import Folder
-from edge_ilseg.devices.limits import Limits, OwnLimits, set_limits, stricter, tighten
+from edge_ilseg.devices.limits import Limits, OwnLimits, set_limits, tighten, tightening
 from edge_ilseg.devices.update.comparable import pair_up
 from edge_ilseg.devices.update.confined import Ended, clean_environment, group_rss_mib, run_confined
 from edge_ilseg.devices.update.gate import run_gate
@@ -310,13 +310,12 @@ def test_the_devices_own_limits_make_signed_ones_stricter_and_never_looser() -> 
     assert (looser.max_old_miou_drop_pct, looser.min_golden_agreement) == (2.0, 0.999)
 
 
-def test_what_is_not_said_is_not_set_and_of_two_limits_the_stricter_holds() -> None:
-    assert set_limits(Limits()) == {} == set_limits(OwnLimits())
-    assert set_limits(Limits(max_bad_images=2, min_images=20)) == {"max_bad_images": 2}
+def test_only_what_is_stricter_tightens() -> None:
+    assert set_limits(OwnLimits()) == {}
     assert set_limits(OwnLimits(max_bad_images=0, min_images=20)) == {"max_bad_images": 0, "min_images": 20}
-    one, two = {"max_rss_mib": 5.0, "min_images": 4}, {"max_rss_mib": 7.0, "min_images": 9, "max_moved_pct": 0.0}
-    assert stricter(one, two) == stricter(two, one) == {"max_rss_mib": 5.0, "min_images": 9, "max_moved_pct": 0.0}
-    assert one == {"max_rss_mib": 5.0, "min_images": 4}
+    held = {"max_rss_mib": 5.0, "min_images": 4}
+    assert tightening({"max_rss_mib": 7.0, "min_images": 3, "max_moved_pct": 0.0}, held) == {"max_moved_pct": 0.0}
+    assert tightening({"max_rss_mib": 4.0, "min_images": 4}, held) == {"max_rss_mib": 4.0, "min_images": 4}
 
 
 @pytest.mark.slow
@@ -345,6 +344,34 @@ def test_limits_in_the_bundle_hold_in_the_gate_whatever_is_signed_beside_them(
     assert verdict.outcome == "refused"
     assert "model size" in verdict.reason
     assert "1e-06" in verdict.reason
+    more = OwnLimits(min_images=ENOUGH + 1, max_bad_images=0)
+    write_manifest(slot / "bundle", msgspec.structs.replace(manifest, limits=more))
+    verdict = ask((slot, good[1]), settings(images), tmp_path, release_of(slot, Limits(min_images=2, max_bad_images=9)))
+    assert verdict.outcome == "too few images"
+
+
+@pytest.mark.slow
+def test_limits_in_the_bundle_loosen_nothing_in_the_gate(forgetful: Slots, images: Path, tmp_path: Path) -> None:
+    """Neither the default for labels nor those for frames, and none that is signed."""
+    slot = tmp_path / "slot"
+    shutil.copytree(forgetful[0], slot)
+    easy = OwnLimits(max_old_miou_drop_pct=100.0, max_class_drop_pct=100.0, min_agreement_pct=0.0, max_moved_pct=100.0)
+    write_manifest(slot / "bundle", msgspec.structs.replace(read_manifest(slot / "bundle"), limits=easy))
+    slots = slot, forgetful[1]
+    assert ask(slots, settings(images), tmp_path).outcome == "refused"
+    assert ask(slots, settings(images=str(images / "images")), tmp_path).outcome == "refused"
+
+
+@pytest.mark.slow
+def test_what_a_profile_says_is_held_in_the_gate_also_where_it_is_the_default(good: Slots, tmp_path: Path) -> None:
+    profile = tmp_path / "strict.toml"
+    profile.write_text(
+        f'description = "strict"\nmachine = "{os.uname().machine}"\nint8_flags = []\n[limits]\nmin_images = 20\n'
+    )
+    ten = write_color_folder(tmp_path / "ten", count=10)
+    release = release_of(good[0], Limits(min_images=5))
+    assert ask(good, settings(ten), tmp_path, release).outcome == "passed"
+    assert ask(good, settings(ten, profile=str(profile)), tmp_path, release).outcome == "too few images"
 
 
 @pytest.mark.slow

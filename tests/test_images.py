@@ -133,6 +133,14 @@ def test_a_damaged_png_is_an_error(tmp_path: Path) -> None:
         read_image(path)
 
 
+def test_what_is_no_image_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"a letter")
+    with pytest.raises(DataError) as caught:
+        read_image(path)
+    assert caught.value.found == "no kind of image that Pillow knows"
+
+
 def test_a_missing_image_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)missing.*none\.jpg"):
         read_image(tmp_path / "none.jpg")
@@ -161,8 +169,10 @@ def test_an_opened_image_needs_no_file_any_more_and_is_resized_to_the_same_bytes
     path.unlink()
     assert image.mode == "RGB"
     assert image_HWC.shape == ((20, 30, 3) if suffix == "gif" else (30, 20, 3))
-    if suffix in ("tif", "png") and mode != "I;16":
-        np.testing.assert_array_equal(image_HWC, np.rot90(np.asarray(stored.convert("RGB")), -1))
+    if suffix in ("tif", "png"):
+        grey_HW = np.round(np.arange(600).reshape(20, 30) * 100 * 255 / 65535)
+        shown = np.stack([grey_HW] * 3, axis=2) if mode == "I;16" else np.asarray(stored.convert("RGB"))
+        np.testing.assert_array_equal(image_HWC, np.rot90(shown, -1))
     np.testing.assert_array_equal(np.asarray(image), image_HWC)
     for size in ((7, 5), image_HWC.shape[:2]):
         np.testing.assert_array_equal(resize_image(image, *size), resize_image(image_HWC, *size))

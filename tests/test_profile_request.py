@@ -24,7 +24,7 @@ from edge_ilseg.devices.device_profile import (
 )
 from edge_ilseg.devices.facts import DeviceFacts, read_device_facts
 from edge_ilseg.devices.limits import Limits, OwnLimits
-from edge_ilseg.devices.profile_request import Measurable, with_profile
+from edge_ilseg.devices.profile_request import Measurable, fill_request
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
 from edge_ilseg.errors import BundleError, ConfigError
 
@@ -126,6 +126,7 @@ def test_what_is_not_known_of_a_machine_is_missing_and_nothing_is_proposed() -> 
         ("aarch64", A76, "Raspberry Pi 5 Model B Rev 1.0", "raspberry-pi-5"),
         ("aarch64", A76, "Raspberry Pi Compute Module 5 Rev 1.0", "raspberry-pi-5"),
         ("aarch64", A76, "NVIDIA Jetson Orin Nano Developer Kit", "jetson-orin-nano"),
+        ("aarch64", A76, "NVIDIA Orin Nano Developer Kit", "jetson-orin-nano"),
         ("aarch64", A76, "NVIDIA Jetson AGX Orin", "generic-arm64"),
         ("aarch64", A76, None, "generic-arm64"),
         ("arm64", (*A76, "i8mm"), "Apple M2", "generic-arm64"),
@@ -214,20 +215,20 @@ ALL_LIMITS = Limits(
 def test_without_a_profile_the_limits_are_those_that_were_given(bundle: Path) -> None:
     given = {"max_old_miou_drop_pct": 0.0, "max_class_drop_pct": None, "max_bad_images": 3, "max_rss_mib": None}
     request = VerifyRequest(runtime="openvino", threads=2, split="val", latency_runs=7)
-    found = with_profile(request, None, given, bundle, measurable=EVERYTHING)
+    found = fill_request(request, None, given, bundle, measurable=EVERYTHING)
     assert found == msgspec.structs.replace(request, limits=Limits(max_old_miou_drop_pct=0.0, max_bad_images=3))
 
 
 def test_every_limit_of_a_profile_is_taken(bundle: Path, tmp_path: Path) -> None:
     name = own_profile(tmp_path, limits=ALL_LIMITS)
-    found = with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
     assert found.limits == ALL_LIMITS
 
 
 def test_what_the_user_gave_goes_before_the_profile_and_nought_is_given(bundle: Path, tmp_path: Path) -> None:
     name = own_profile(tmp_path, limits=ALL_LIMITS)
     given = {"max_old_miou_drop_pct": 0.0, "max_rss_mib": 900.0, "max_bad_images": 0, "max_class_drop_pct": None}
-    found = with_profile(VerifyRequest(), name, given, bundle, measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, given, bundle, measurable=EVERYTHING)
     expected = msgspec.structs.replace(ALL_LIMITS, max_old_miou_drop_pct=0.0, max_rss_mib=900.0, max_bad_images=0)
     assert found.limits == expected
 
@@ -251,7 +252,7 @@ def test_a_limit_of_a_profile_that_cannot_be_measured_is_left_out_and_the_rest_c
     measurable = Measurable(has_labels, has_parent, has_unlabelled)
     has = {name for name, value in measurable._asdict().items() if value}
     name = own_profile(tmp_path, limits=ALL_LIMITS)
-    found = with_profile(VerifyRequest(latency_runs=1), name, {}, child, measurable=measurable)
+    found = fill_request(VerifyRequest(latency_runs=1), name, {}, child, measurable=measurable)
     for limit, value in msgspec.structs.asdict(ALL_LIMITS).items():
         assert getattr(found.limits, limit) == (value if NEEDS.get(limit, set()) <= has else None)
     data = write_color_folder(tmp_path / "data")
@@ -271,7 +272,7 @@ def test_a_limit_that_the_user_gave_stays_and_is_refused_where_it_cannot_be_meas
 ) -> None:
     name = own_profile(tmp_path, limits=ALL_LIMITS)
     nothing = Measurable(has_labels=False, has_parent=False, has_unlabelled=False)
-    found = with_profile(VerifyRequest(), name, {limit: 5.0}, bundle, measurable=nothing)
+    found = fill_request(VerifyRequest(), name, {limit: 5.0}, bundle, measurable=nothing)
     assert getattr(found.limits, limit) == 5.0
     with pytest.raises(ConfigError, match="needs"):
         verify_bundle(bundle, found)
@@ -280,7 +281,7 @@ def test_a_limit_that_the_user_gave_stays_and_is_refused_where_it_cannot_be_meas
 def test_a_limit_of_a_profile_reaches_the_verdict(bundle: Path, tmp_path: Path) -> None:
     name = own_profile(tmp_path, limits=Limits(max_model_mib=1e-6, max_rss_mib=4096.0))
     nothing = Measurable(has_labels=False, has_parent=False, has_unlabelled=False)
-    request = with_profile(VerifyRequest(latency_runs=1), name, {}, bundle, measurable=nothing)
+    request = fill_request(VerifyRequest(latency_runs=1), name, {}, bundle, measurable=nothing)
     report = verify_bundle(bundle, request)
     assert report.exit_code == 1
     size, memory = report.check("model size"), report.check("peak memory")
@@ -303,22 +304,46 @@ def strict(bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_a_bundles_limits_hold_without_a_profile_as_far_as_they_can_be_measured(strict: Path) -> None:
-    found = with_profile(VerifyRequest(), None, {}, strict, measurable=EVERYTHING)
-    assert found.limits == Limits(max_old_miou_drop_pct=1.0, min_new_miou_pct=50.0, max_model_mib=9.0, max_bad_images=3)
+    found = fill_request(VerifyRequest(), None, {}, strict, measurable=EVERYTHING)
+    assert found.limits == Limits(max_old_miou_drop_pct=1.0, min_new_miou_pct=50.0, max_model_mib=9.0)
     nothing = Measurable(has_labels=False, has_parent=True, has_unlabelled=True)
-    found = with_profile(VerifyRequest(), None, {}, strict, measurable=nothing)
-    assert found.limits == Limits(max_model_mib=9.0, max_bad_images=3)
+    found = fill_request(VerifyRequest(), None, {}, strict, measurable=nothing)
+    assert found.limits == Limits(max_model_mib=9.0)
+
+
+@pytest.mark.parametrize("has_profile", [False, True])
+def test_a_bundle_never_loosens_what_it_is_judged_by(has_profile: bool, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "easy"
+    shutil.copytree(bundle, folder)
+    easy = OwnLimits(
+        min_golden_agreement=0.0,
+        max_old_miou_drop_pct=100.0,
+        min_agreement_pct=0.0,
+        max_moved_pct=100.0,
+        max_bad_images=1000,
+        min_images=1,
+    )
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), limits=easy))
+    name = own_profile(tmp_path, "[limits]", "max_bad_images = 0", "min_images = 20") if has_profile else None
+    assert fill_request(VerifyRequest(), name, {}, folder, measurable=EVERYTHING).limits == Limits()
+    hard = OwnLimits(min_golden_agreement=0.995, min_agreement_pct=70.0, max_moved_pct=5.0, min_images=21)
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), limits=hard))
+    request = VerifyRequest(runtime="onnxruntime")
+    held = fill_request(msgspec.structs.replace(request, precision="int8"), name, {}, folder, measurable=EVERYTHING)
+    assert held.limits == Limits(min_golden_agreement=0.995, min_agreement_pct=70.0, max_moved_pct=5.0, min_images=21)
+    fp32 = fill_request(msgspec.structs.replace(request, precision="fp32"), name, {}, folder, measurable=EVERYTHING)
+    assert fp32.limits.min_golden_agreement is None  # 0.999 holds without it
 
 
 def test_of_a_bundles_limit_and_a_profiles_the_stricter_holds_and_the_users_goes_before_both(
     strict: Path, tmp_path: Path
 ) -> None:
     name = own_profile(tmp_path, limits=ALL_LIMITS)
-    found = with_profile(VerifyRequest(), name, {}, strict, measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, {}, strict, measurable=EVERYTHING)
     changed = {"max_old_miou_drop_pct": 1.0, "min_new_miou_pct": 50.0}
     assert found.limits == msgspec.structs.replace(ALL_LIMITS, **changed)
     given = {"max_old_miou_drop_pct": 4.0, "min_new_miou_pct": 10.0, "max_bad_images": 0}
-    found = with_profile(VerifyRequest(), name, given, strict, measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, given, strict, measurable=EVERYTHING)
     assert found.limits == msgspec.structs.replace(ALL_LIMITS, **given)
 
 
@@ -338,7 +363,7 @@ def test_a_bundles_limit_reaches_the_verdict(bundle: Path, tmp_path: Path, capsy
 def test_threads_are_the_profiles_unless_the_user_gave_some(bundle: Path, tmp_path: Path) -> None:
     name = own_profile(tmp_path, "threads = 3")
     for threads, expected in ((None, 3), (1, 1)):
-        found = with_profile(VerifyRequest(threads=threads), name, {}, bundle, measurable=EVERYTHING)
+        found = fill_request(VerifyRequest(threads=threads), name, {}, bundle, measurable=EVERYTHING)
         assert found.threads == expected
 
 
@@ -357,10 +382,10 @@ def test_an_input_that_is_larger_than_the_profile_allows_is_refused(
 ) -> None:
     name = own_profile(tmp_path, f"[input_size]\nwidth_px = {size[0]}\nheight_px = {size[1]}")
     if fits:
-        with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+        fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
         return
     with pytest.raises(ConfigError, match="input is larger than the device profile") as caught:
-        with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+        fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
     assert caught.value.found == f"{WIDTH_PX} x {HEIGHT_PX} px"
     assert caught.value.expected == f"at most {size[0]} x {size[1]} px"
 
@@ -379,7 +404,7 @@ def test_the_first_runtime_of_the_profile_and_then_its_first_precision_is_taken(
     runtimes: list[str], precisions: list[str], expected: tuple[str, str], bundle: Path, tmp_path: Path
 ) -> None:
     name = own_profile(tmp_path, f"runtimes = {runtimes}", f"precisions = {precisions}")
-    found = with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
     assert (found.runtime, found.precision) == expected
 
 
@@ -390,7 +415,7 @@ def test_what_the_user_chose_of_runtime_and_precision_goes_before_the_profile(bu
         (VerifyRequest(precision="fp32"), ("onnxruntime", "fp32")),
         (VerifyRequest(runtime="openvino", precision="fp32"), ("openvino", "fp32")),
     ):
-        found = with_profile(request, name, {}, bundle, measurable=EVERYTHING)
+        found = fill_request(request, name, {}, bundle, measurable=EVERYTHING)
         assert (found.runtime, found.precision) == expected
 
 
@@ -399,9 +424,9 @@ def test_a_runtime_that_is_not_installed_is_passed_over_unless_the_user_names_it
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     name = own_profile(tmp_path, 'runtimes = ["openvino", "onnxruntime"]')
-    found = with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
     assert found.runtime == "onnxruntime"
-    asked = with_profile(VerifyRequest(runtime="openvino"), name, {}, bundle, measurable=EVERYTHING)
+    asked = fill_request(VerifyRequest(runtime="openvino"), name, {}, bundle, measurable=EVERYTHING)
     assert asked.runtime == "openvino"
     report = verify_bundle(bundle, msgspec.structs.replace(asked, limits=Limits()))
     assert "pip install 'edge-ilseg[openvino]'" in report.check("fit").detail
@@ -410,14 +435,14 @@ def test_a_runtime_that_is_not_installed_is_passed_over_unless_the_user_names_it
 def test_a_bundle_without_a_model_for_the_profile_is_refused_with_what_it_has(bundle: Path, tmp_path: Path) -> None:
     name = own_profile(tmp_path, 'runtimes = ["openvino"]', 'precisions = ["int8", "fp16"]')
     with pytest.raises(BundleError, match="has no model that the device profile") as caught:
-        with_profile(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+        fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
     assert "models onnxruntime/fp32, onnxruntime/int8, openvino/fp32" in str(caught.value.found)
     assert caught.value.expected == "one of openvino in one of int8, fp16"
 
 
 def test_a_bundle_that_cannot_be_read_is_left_to_the_verification(tmp_path: Path) -> None:
     name = own_profile(tmp_path, "threads = 2", limits=Limits(max_rss_mib=500.0))
-    found = with_profile(VerifyRequest(), name, {}, tmp_path / "nowhere", measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, {}, tmp_path / "nowhere", measurable=EVERYTHING)
     assert (found.runtime, found.threads, found.limits) == (None, 2, Limits(max_rss_mib=500.0))
     report = verify_bundle(tmp_path / "nowhere", found)
     assert (report.exit_code, report.check("integrity").verdict) == (3, "failed")
@@ -426,12 +451,12 @@ def test_a_bundle_that_cannot_be_read_is_left_to_the_verification(tmp_path: Path
 def test_a_profile_that_does_not_fit_this_machine_is_refused(bundle: Path) -> None:
     foreign = "x86-vnni" if platform.machine() in ("aarch64", "arm64") else "raspberry-pi-5"
     with pytest.raises(ConfigError, match="does not fit this machine"):
-        with_profile(VerifyRequest(), foreign, {}, bundle, measurable=EVERYTHING)
+        fill_request(VerifyRequest(), foreign, {}, bundle, measurable=EVERYTHING)
 
 
 def test_a_profile_that_is_not_there_is_refused(bundle: Path) -> None:
     with pytest.raises(ConfigError, match="no such device profile"):
-        with_profile(VerifyRequest(), "raspberry-pi-6", {}, bundle, measurable=EVERYTHING)
+        fill_request(VerifyRequest(), "raspberry-pi-6", {}, bundle, measurable=EVERYTHING)
 
 
 @pytest.mark.parametrize(

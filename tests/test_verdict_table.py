@@ -69,7 +69,7 @@ def large_report(report: VerifyReport, *, old: int, new: int, unlabelled: bool, 
         else check
         for check in report.checks
     )
-    others = Unlabelled("f", 9, 9, "", (), seen, 0.8, 0.1) if unlabelled else None
+    others = Unlabelled("f", 9, 9, 9, "", (), seen, 0.8, 0.1) if unlabelled else None
     return msgspec.structs.replace(report, scores=scores, unlabelled=others, checks=checks)
 
 

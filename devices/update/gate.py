@@ -5,7 +5,7 @@
 2. Every way in which a run can end is a verdict; nothing of what a model does raises.
 3. `passed` alone is taken, unless the device's owner has said otherwise for what is not proven (`allow_unjudged`,
    `accept_too_few`). What was measured and broke a limit is never taken.
-4. Limits are those that are signed, and the device's own where they are stricter.
+4. Limits are those that are signed, and those of bundle, profile and device where they are stricter.
 5. Nothing is left in `work` but what the next run removes.
 
 `gate_child.py` verifies, `gate_judgement.py` decides. Nothing here loads numpy or a runtime.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from edge_ilseg.devices.limits import Limits, set_limits, tighten
+from edge_ilseg.devices.limits import Limits, set_limits, tighten, tightening
 from edge_ilseg.devices.update.confined import confine
 from edge_ilseg.devices.update.gate_records import (
     DEFAULT_MAX_MOVED_PCT,
@@ -143,8 +143,9 @@ def _all_or_test(dataset: Dataset, expected_data: str | None) -> str:
 
 def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> VerifyRequest:
     """Which model, by what, and the limits: what is signed, made stricter by bundle, profile and device."""
+    from edge_ilseg.devices.device_profile import read_profile
     from edge_ilseg.devices.loaded_bundle import choose_model
-    from edge_ilseg.devices.profile_request import Measurable, with_profile
+    from edge_ilseg.devices.profile_request import Measurable, fill_request
     from edge_ilseg.devices.retention import MAX_OLD_MIOU_DROP_PCT
     from edge_ilseg.devices.verdicts import GOLDEN_AGREEMENT
     from edge_ilseg.devices.verification import VerifyRequest
@@ -158,14 +159,18 @@ def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> V
         latency_runs=settings.latency_runs,
         with_evidence=False,
     )
-    profiled = with_profile(asked, settings.profile, {}, bundle, measurable=Measurable(True, True, True))
+    profiled = fill_request(asked, settings.profile, {}, bundle, measurable=Measurable(True, True, True))
     runtime, precision = choose_model(manifest, profiled.runtime, profiled.precision)
     defaults = {
         "min_golden_agreement": GOLDEN_AGREEMENT[precision],
         "max_old_miou_drop_pct": MAX_OLD_MIOU_DROP_PCT,
     }
-    limits = tighten(request.limits, set_limits(profiled.limits), defaults)
-    limits = tighten(limits, msgspec.structs.asdict(settings.limits), defaults)
+    limits = request.limits
+    for own in (settings.limits, *([] if settings.profile is None else [read_profile(settings.profile).limits])):
+        limits = tighten(limits, set_limits(own), defaults)
+    if manifest.limits is not None:
+        frames = {"min_agreement_pct": DEFAULT_MIN_AGREEMENT_PCT, "max_moved_pct": DEFAULT_MAX_MOVED_PCT}
+        limits = tighten(limits, tightening(set_limits(manifest.limits), {**defaults, **frames}), defaults)
     return msgspec.structs.replace(profiled, runtime=runtime, precision=precision, limits=limits)
 
 

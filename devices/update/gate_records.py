@@ -1,7 +1,7 @@
 """What the gate is told, and what it answers. Plain data: an agent reads it without numpy or a runtime.
 
-1. A device's own limits make what is signed stricter, never looser; what stands where a limit is left out counts as
-   signed.
+1. Limits in the bundle and a device's own make what is signed stricter, never looser; what stands where a limit is
+   left out counts as signed.
 2. A verdict carries every number that it rests on, in per cent and points, so that the history can be read alone.
 """
 

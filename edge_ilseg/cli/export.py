@@ -80,11 +80,11 @@ if TYPE_CHECKING:
     help="Device profile. Without one, or without integer dot products, int8 weights have 7 bits, depthwise ones 8.",
 )
 @click.option(
-    "--limit",
+    "--bundle-limit",
     "limit_items",
     multiple=True,
     metavar="NAME=NUMBER",
-    help="What the bundle is to keep to wherever it is verified, such as max_old_miou_drop_pct=1; may be repeated.",
+    help="Written into the bundle: a limit that it is held to wherever it is verified. Several by repeating.",
 )
 @click.option("--explain", is_flag=True, help="Time every form of the model, and show how int8 came about.")
 @click.option("--min-fp16-agreement", type=float, help="Least share of pixels on which fp16 agrees with torch: 0.995.")
@@ -132,7 +132,7 @@ def export(
     \b
     edge-ilseg export work
     edge-ilseg export work --step 01-boat --target openvino --precision fp16 --precision int8 --out boat.bundle
-    edge-ilseg export work --limit max_old_miou_drop_pct=1 --limit max_class_drop_pct=5
+    edge-ilseg export work --bundle-limit max_old_miou_drop_pct=1 --bundle-limit max_class_drop_pct=5
     edge-ilseg export work --parent base.bundle --profile raspberry-pi-5 --explain
     """
     import msgspec
@@ -165,7 +165,7 @@ def export(
         rounding=rounding,
         float_layers=float_layers,
         max_changed_pct=max_changed,
-        limits=parse_limits(limit_items, "--limit"),
+        limits=parse_limits(limit_items, "--bundle-limit"),
         time_stages=explain,
     )
     out = out or opened.bundle_folder(record.name)

@@ -246,15 +246,20 @@ def parse_limits(items: Sequence[str], where: str) -> OwnLimits | None:
 
     from edge_ilseg.devices.limits import OwnLimits, check_finite
 
-    found: dict[str, object] = {}
-    for name, text in _key_values(items, where).items():
-        if name not in OwnLimits.__struct_fields__:
+    found = _key_values(items, where)
+    names = OwnLimits.__struct_fields__
+    for name in found:
+        if name not in names:
             raise ConfigError(
-                "there is no such limit", where=where, found=name, hint=choice_hint(name, OwnLimits.__struct_fields__)
+                "there is no such limit",
+                where=where,
+                found=name,
+                expected=", ".join(names),
+                hint=choice_hint(name, names),
             )
-        found[name] = text
     try:
-        limits = msgspec.convert(found, OwnLimits, strict=False)
+        numbers = msgspec.convert(found, dict[str, float], strict=False)
+        limits = msgspec.convert(numbers, OwnLimits, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(
             "a limit cannot be read",

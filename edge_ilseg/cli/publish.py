@@ -161,8 +161,8 @@ def add(
 ) -> None:
     """Publish BUNDLE as the next release of REPO.
 
-    The bundle is checked whole and packed; limits are signed with it: those of the options, then the bundle's own,
-    which an option can only make stricter. Prints what a device on each earlier release would fetch.
+    The bundle is checked whole and packed; limits are signed with it. Prints what a device on each earlier release
+    would fetch.
 
     \b
     edge-ilseg publish add models boat.bundle
@@ -180,7 +180,7 @@ def add(
         percent=percent,
         groups=groups,
         not_before=not_before,
-        limits=_limits(limits, bundle),
+        limits=_limits(limits),
         watch=_watch(limits),
         note=note,
         bases=bases,
@@ -342,9 +342,10 @@ def _ask_passphrase(new: bool) -> str:
     return answer
 
 
-def _limits(given: dict[str, float | None], bundle: Path) -> Limits:
-    from edge_ilseg.bundle import read_manifest
-    from edge_ilseg.publishing.releases import release_limits
+def _limits(given: dict[str, float | None]) -> Limits:
+    import msgspec
+
+    from edge_ilseg.publishing.releases import DEFAULT_LIMITS
 
     names = {
         "max_old_drop": "max_old_miou_drop_pct",
@@ -359,8 +360,8 @@ def _limits(given: dict[str, float | None], bundle: Path) -> Limits:
         "max_bad_images": "max_bad_images",
         "min_images": "min_images",
     }
-    asked = {name: limit for option, name in names.items() if (limit := given[option]) is not None}
-    return release_limits(asked, read_manifest(bundle).limits)
+    values = {name: given[option] for option, name in names.items() if given[option] is not None}
+    return msgspec.structs.replace(DEFAULT_LIMITS, **values)
 
 
 def _watch(given: dict[str, float | None]) -> WatchLimits:

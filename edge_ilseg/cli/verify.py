@@ -100,9 +100,9 @@ def verify(
 
     Hashes and golden outputs are always checked. Old classes are compared with the parent's bundle on the same images:
     --data and --against. A drop passes when its whole 95 % interval over images is within the limit. Without labels,
-    the masks are compared with the parent's: --images. Limits come from --profile and from the bundle, of two the
-    stricter, and from options, which go before both; what has no limit and no default is shown and not checked. Needs
-    a runtime, and no torch.
+    the masks are compared with the parent's: --images. Limits come from options, then from --profile; those in the
+    bundle can only make them stricter. What has no limit and no default is shown and not checked. Needs a runtime,
+    and no torch.
 
     \b
     edge-ilseg verify boat.bundle
@@ -125,7 +125,7 @@ def verify(
 
     from edge_ilseg.cli.progress_bar import progress_bar
     from edge_ilseg.devices.facts import read_device_facts
-    from edge_ilseg.devices.profile_request import Measurable, with_profile
+    from edge_ilseg.devices.profile_request import Measurable, fill_request
     from edge_ilseg.devices.verdict_table import verdict_table
     from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
     from edge_ilseg.devices.verify_report import check_device, encode_report
@@ -157,7 +157,7 @@ def verify(
         ctx.exit(verify_remotely(ctx, dataset, split, limits))
     check_device(read_device_facts())  # before minutes are spent on a report that would not be written
     request = VerifyRequest(runtime=runtime, precision=precision, threads=threads, latency_runs=latency_runs, hint=hint)
-    request = with_profile(
+    request = fill_request(
         msgspec.structs.replace(request, split=split or "test", max_images=max_images),
         profile_name,
         limits,

@@ -10,14 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
 from edge_ilseg.bundle import MANIFEST_NAME, Manifest, check_files, read_manifest
-from edge_ilseg.devices.limits import Limits, OwnLimits, set_limits, stricter
+from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.update.release import (
     FORMAT_VERSION,
     ROLLOUTS_TARGET,
@@ -256,29 +256,6 @@ def _change(
         listed = msgspec.structs.replace(rollouts, published=_next_time(state, rollouts, now), entries=entries)
         publish_targets(folder, state, ring, signers, now, {ROLLOUTS_TARGET: _signable(listed)})
         return changed
-
-
-def release_limits(asked: Mapping[str, float], of_bundle: OwnLimits | None) -> Limits:
-    """The limits to sign: what is asked for, then what the bundle has, then `DEFAULT_LIMITS`.
-
-    Args:
-        asked: by name in `Limits`.
-        of_bundle: `Manifest.limits`.
-
-    Raises:
-        UpdateError: a limit that is asked for is looser than the bundle's own, which every device keeps to.
-    """
-    own = {} if of_bundle is None else set_limits(of_bundle)
-    for name, limit in asked.items():
-        if name in own and stricter({name: limit}, own)[name] != limit:
-            raise UpdateError(
-                "a limit is looser than the bundle's own",
-                where=name,
-                found=f"{limit:g}",
-                expected=f"{own[name]:g}, or stricter",
-                hint="leave the limit out, or export the bundle with another: --limit",
-            )
-    return msgspec.structs.replace(DEFAULT_LIMITS, **{**own, **asked})
 
 
 def _records(
