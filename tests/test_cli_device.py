@@ -144,7 +144,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough images of old classes; in one of four a quarter of the pixels was grass to the parent and is a boat now."""
+    """Enough images of old classes; in one of four a quarter of the pixels was grass to the parent and is boat now."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, image_HWC in enumerate(color_images(ENOUGH, list(BASE), seed=21)):
         if number % 4 == 2:
