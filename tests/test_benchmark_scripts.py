@@ -120,4 +120,4 @@ def test_the_cost_of_a_process_is_its_own() -> None:
     assert 0.2 <= found.cpu_s < 2.0
     assert found.wall_s >= 0.2
     with pytest.raises(device_start.subprocess.CalledProcessError):
-        device_start.cost_of([sys.executable, "-c", "raise SystemExit(3)"])
+        device_start.cost_of([sys.executable, "-c", "raise SystemExit(1)"])
