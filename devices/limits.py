@@ -41,8 +41,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bad_images: int = 0
     """Of those with labels, and of those without."""
     min_images: AtLeastOne = 20
-    """Fewer images that show an old class than this cannot decide a drop, whatever they say: its verdict is then
-    "too few images". The background counts only where it is the one old class."""
+    """Fewer images that show an old class than this cannot decide a drop, whatever they say, and without labels keep no
+    limit: the verdict is then "too few images". The background counts only where it is the one old class."""
 
 
 class OwnLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -245,7 +245,7 @@ class _ImageFrames:
             return self._broken
         try:
             if self._image is None:
-                self._file = self._path.open("rb")  # given a path, Pillow maps a plain TIFF, turned or not
+                self._file = self._path.open("rb")  # not by its path: `images._opened`
                 self._image = Image.open(self._file)
             self._image.seek(number)
             return to_rgb(self._image, f"{self._shown}, frame {number}")

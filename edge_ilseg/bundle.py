@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from edge_ilseg.devices.limits import OwnLimits
+from edge_ilseg.devices.limits import OwnLimits, check_finite
 from edge_ilseg.errors import ACCESS_HINT, BundleError
 from edge_ilseg.files import sha256_bytes, sha256_file, write_bytes
 from edge_ilseg.int8_record import CalibrationEntry, Int8Record
@@ -167,7 +167,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
     Raises:
         BundleError: the manifest breaks rule 3 or 4, so that nobody could read it.
+        ConfigError: a limit is no finite number.
     """
+    if manifest.limits is not None:
+        check_finite(manifest.limits, folder)
     entries = {
         path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))

@@ -233,10 +233,8 @@ def write_mask_png(path: Path, mask_HW: NDArray[np.uint8], colors: Sequence[Colo
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open `path`; whatever goes wrong inside the block is told as a `DataError` that names the file."""
     try:
-        with (
-            path.open("rb") as file,
-            Image.open(file) as image,
-        ):  # given a path, Pillow maps a plain TIFF, turned or not
+        # Given a path, Pillow maps an uncompressed TIFF into memory, and scrambles one that is turned by a quarter.
+        with path.open("rb") as file, Image.open(file) as image:
             yield image
     except FileNotFoundError as error:
         raise DataError(

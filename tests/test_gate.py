@@ -23,6 +23,7 @@ from PIL import Image
 from edge_ilseg.bundle import Runtime, read_manifest, write_manifest
 from edge_ilseg.data.folder import Folder
 from edge_ilseg.devices.limits import Limits, OwnLimits, set_limits, tighten, tightening
+from edge_ilseg.devices.update import gate_child
 from edge_ilseg.devices.update.comparable import pair_up
 from edge_ilseg.devices.update.confined import Ended, clean_environment, group_rss_mib, run_confined
 from edge_ilseg.devices.update.gate import run_gate
@@ -71,19 +72,21 @@ def ask(slots: Slots, given: GateSettings, tmp_path: Path, release: Release | No
     work = tmp_path / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    return judge(
-        GateRequest(
-            slot=str(slots[0]),
-            active=str(slots[1]),
-            bundle_id=release.bundle_id,
-            limits=release.limits,
-            settings=given,
-            work=str(work),
-            agent_pid=os.getpid(),
-            data_limit_mib=1,
-            cpu_limit_s=1,
-            file_limit_mib=1,
-        )
+    return judge(request_of(slots, given, work, release))
+
+
+def request_of(slots: Slots, given: GateSettings, work: Path, release: Release) -> GateRequest:
+    return GateRequest(
+        slot=str(slots[0]),
+        active=str(slots[1]),
+        bundle_id=release.bundle_id,
+        limits=release.limits,
+        settings=given,
+        work=str(work),
+        agent_pid=os.getpid(),
+        data_limit_mib=1,
+        cpu_limit_s=1,
+        file_limit_mib=1,
     )
 
 
@@ -221,7 +224,47 @@ def test_labelled_images_of_nothing_but_the_background_prove_nothing(forgetful: 
 def test_a_few_frames_prove_nothing(good: Slots, images: Path, tmp_path: Path) -> None:
     verdict = ask(good, settings(images=str(images / "images"), min_frames=ENOUGH + 1), tmp_path)
     assert verdict.outcome == "cannot be judged"
-    assert f"{ENOUGH} frames, and {ENOUGH + 1} are needed" in verdict.reason
+    assert f"{ENOUGH} of {ENOUGH} frames show an old class, and {ENOUGH + 1} that do are needed" in verdict.reason
+
+
+def test_frames_of_which_few_show_an_old_class_prove_nothing(good: Slots, tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, image_HWC in enumerate([*color_images(9, list(BASE), seed=3), *color_images(9, ["background"])]):
+        Image.fromarray(image_HWC).save(frames / f"{number:02}.png")
+    verdict = ask(good, settings(images=str(frames)), tmp_path)
+    assert (verdict.outcome, verdict.is_taken) == ("cannot be judged", False)
+    assert "9 of 18 frames show an old class, and 10 that do are needed" in verdict.reason
+    assert ask(good, settings(images=str(frames), min_frames=9), tmp_path).outcome == "passed"
+
+
+@pytest.mark.parametrize(
+    ("signed", "own", "bundle", "has_labels", "held"),
+    [
+        ({"max_old_miou_drop_pct": 5.0}, {}, {"max_old_miou_drop_pct": 3.0}, True, {"max_old_miou_drop_pct": 3.0}),
+        ({}, {}, {"max_old_miou_drop_pct": 3.0}, True, {"max_old_miou_drop_pct": None}),
+        ({"min_agreement_pct": 50.0}, {}, {"min_agreement_pct": 70.0}, False, {"min_agreement_pct": 70.0}),
+        ({}, {}, {"min_agreement_pct": 70.0}, True, {"min_agreement_pct": 70.0}),
+        ({}, {}, {"min_agreement_pct": 70.0}, False, {"min_agreement_pct": None}),
+        ({}, {"max_moved_pct": 30.0}, {"max_moved_pct": 20.0}, False, {"max_moved_pct": 20.0}),
+        ({"min_golden_agreement": 0.5}, {}, {"min_golden_agreement": 0.6}, True, {"min_golden_agreement": 0.6}),
+        ({"min_images": 5}, {}, {"min_images": 20, "max_bad_images": 0}, True, {"min_images": 20}),
+        ({"min_images": 30}, {}, {"min_images": 20}, True, {"min_images": 30}),
+    ],
+)
+def test_a_bundles_limit_is_held_where_it_is_stricter_than_what_holds_without_it(
+    signed: dict[str, Any], own: dict[str, Any], bundle: dict[str, Any], has_labels: bool, held: dict[str, Any],
+    good: Slots, tmp_path: Path,
+) -> None:  # fmt: skip
+    """`None`: the default, which is stricter."""
+    slot = tmp_path / "slot"
+    shutil.copytree(good[0], slot)
+    manifest = read_manifest(slot / "bundle")
+    manifest = write_manifest(slot / "bundle", msgspec.structs.replace(manifest, limits=OwnLimits(**bundle)))
+    given = settings(limits=OwnLimits(**own))
+    request = request_of((slot, good[1]), given, tmp_path, release_of(slot, Limits(**signed)))
+    found = gate_child._verify_request(request, slot / "bundle", manifest, has_labels=has_labels)
+    assert {name: getattr(found.limits, name) for name in held} == held
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def judge(request: GateRequest) -> GateVerdict:
         return GateVerdict("refused", is_taken=False, reason=error.one_line())
     try:
         labels = tuple(_labels(request, manifest))
-        verify = _verify_request(request, bundle, manifest)
+        verify = _verify_request(request, bundle, manifest, has_labels=bool(labels))
         sides = _sides(request, manifest, verify)
     except EdgeIlsegError as error:
         return GateVerdict("cannot be judged", is_taken=False, reason=error.one_line())
@@ -141,7 +141,7 @@ def _all_or_test(dataset: Dataset, expected_data: str | None) -> str:
     return default_split(info.splits, expected_data)
 
 
-def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> VerifyRequest:
+def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest, *, has_labels: bool) -> VerifyRequest:
     """Which model, by what, and the limits: what is signed, made stricter by bundle, profile and device."""
     from edge_ilseg.devices.device_profile import read_profile
     from edge_ilseg.devices.loaded_bundle import choose_model
@@ -169,8 +169,10 @@ def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest) -> V
     for own in (settings.limits, *([] if settings.profile is None else [read_profile(settings.profile).limits])):
         limits = tighten(limits, set_limits(own), defaults)
     if manifest.limits is not None:
-        frames = {"min_agreement_pct": DEFAULT_MIN_AGREEMENT_PCT, "max_moved_pct": DEFAULT_MAX_MOVED_PCT}
-        limits = tighten(limits, tightening(set_limits(manifest.limits), {**defaults, **frames}), defaults)
+        if not has_labels:
+            defaults |= {"min_agreement_pct": DEFAULT_MIN_AGREEMENT_PCT, "max_moved_pct": DEFAULT_MAX_MOVED_PCT}
+        stricter = tightening(set_limits(manifest.limits), {**defaults, **set_limits(limits)})
+        limits = msgspec.structs.replace(limits, **stricter)
     return msgspec.structs.replace(profiled, runtime=runtime, precision=precision, limits=limits)
 
 

@@ -4,7 +4,7 @@
    model, or a device that is too busy to time anything. Then the release cannot be judged.
 2. A limit that could not be measured is neither kept nor broken.
 3. Something must have measured the old classes, and more of them than the background: labels or, without, at least
-   `min_frames` frames. Else the release cannot be judged, however well it did otherwise.
+   `min_frames` frames in which the active model shows one. Else the release cannot be judged, however well it did.
 4. With two sets of labels, one that fails refuses, and one that passes is proof enough where the other is too small.
 5. Where memory ran out nothing is known of the model: that is a crash, not a failure.
 6. A refusal names what was forgotten first, with its numbers.
@@ -102,7 +102,7 @@ def evidence(run: Run, min_frames: int) -> tuple[Evidence, ...]:
         if any(item.pixels and item.name != run.background for item in old):
             found.append(run.labels)
     frames = report.unlabelled
-    if frames is not None and frames.images_counted >= min_frames:
+    if frames is not None and frames.images_of_old >= min_frames:
         shown = [item for item in frames.classes if item.agreement is not None or item.moved is not None]
         if any(item.name != run.background and item.parent_pixels for item in shown):
             found.append("frames")
@@ -291,8 +291,9 @@ def _why_unmeasured(runs: Sequence[Run], settings: GateSettings) -> str:
     if all(run.direction == "alone" for run in runs):
         return "there is no active model to compare with"
     frames = next((run.report.unlabelled for run in runs if run.report.unlabelled is not None), None)
-    if frames is not None and frames.images_counted < settings.min_frames:
-        return f"{frames.images_counted} frames, and {settings.min_frames} are needed"
+    if frames is not None and 0 < frames.images_of_old < settings.min_frames:
+        counted = f"{frames.images_of_old} of {frames.images_counted} frames show an old class"
+        return f"{counted}, and {settings.min_frames} that do are needed"
     if frames is not None or any(run.labels is not None for run in runs):
         return "the images show none of the old classes but the background"
     return "the release ships no labelled images, and [gate] names neither data nor images"

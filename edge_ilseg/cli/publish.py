@@ -97,7 +97,7 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--max-model-mib", type=LIMIT, help="Highest size of the model's files."),
             click.option("--min-golden-agreement", type=LIMIT, help="Share of golden pixels that must be equal."),
             click.option("--max-bad-images", type=click.IntRange(min=0), help="Images that may be left out.  [0]"),
-            click.option("--min-images", type=POSITIVE, help="Fewer images of old classes decide no drop.  [20]"),
+            click.option("--min-images", type=POSITIVE, help="Fewer images of old classes prove nothing.  [20]"),
         )
     ):
         command = option(command)

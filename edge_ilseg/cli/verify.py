@@ -56,7 +56,7 @@ DEFAULT_SPLITS = ("test", "val")
     "--min-golden-agreement", type=LIMIT, help="Share of golden pixels; 0.999, or 0.99 for int8, if left out."
 )
 @click.option("--max-bad-images", type=click.IntRange(min=0), help="Images that may be left out.  [0]")
-@click.option("--min-images", type=POSITIVE, metavar="N", help="Fewer images of old classes decide no drop.  [20]")
+@click.option("--min-images", type=POSITIVE, metavar="N", help="Fewer images of old classes prove nothing.  [20]")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Write the report, besides the table."
 )
@@ -100,9 +100,9 @@ def verify(
 
     Hashes and golden outputs are always checked. Old classes are compared with the parent's bundle on the same images:
     --data and --against. A drop passes when its whole 95 % interval over images is within the limit. Without labels,
-    the masks are compared with the parent's: --images. Limits come from options, then from --profile; those in the
-    bundle can only make them stricter. What has no limit and no default is shown and not checked. Needs a runtime,
-    and no torch.
+    the masks are compared with the parent's: --images. Limits come from options, then from --profile; one in the
+    bundle counts where it is stricter than the profile's or the default. What has no limit and no default is shown and
+    not checked. Needs a runtime, and no torch.
 
     \b
     edge-ilseg verify boat.bundle

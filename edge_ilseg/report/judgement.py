@@ -87,7 +87,8 @@ def check_text(check: Check) -> str:
     if check.value is None or check.limit is None:
         return f"{check.name}: {check.detail}"
     between = f", 95 % interval {check.low:.1f} to {check.high:.1f}" if None not in (check.low, check.high) else ""
-    return f"{check.name}: {check.value:.4g} {check.unit}{between}; the limit is {check.limit:.4g}".replace("-", MINUS)
+    text = f"{check.name}: {check.value:.4g} {check.unit}{between}; the limit is {check.limit:.4g}".replace("-", MINUS)
+    return f"{text}; {check.detail}" if check.verdict == "too few images" else text
 
 
 def device_name(report: VerifyReport) -> str:
