@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from report_world import NEW, make_workspace, verify
 
-from edge_ilseg.devices.verify_report import VerifyReport, encode_report
+from edge_ilseg.devices.verify_report import Check, VerifyReport, encode_report
 from edge_ilseg.errors import ReportError, WorkspaceError
 from edge_ilseg.report.gather import gather
-from edge_ilseg.report.judgement import judge
+from edge_ilseg.report.judgement import check_text, judge
 from edge_ilseg.report.training_curves import MOST_POINTS, read_curves
 from edge_ilseg.workspace import Workspace
 
@@ -163,6 +163,12 @@ def test_the_broken_limit_is_named_with_value_interval_and_limit(judged: tuple[W
     assert f"{drop.value:.4g} points" in banner.reasons[0]
     assert f"{drop.low:.1f} to {drop.high:.1f}" in banner.reasons[0]
     assert "the limit is 2" in banner.reasons[0]
+
+
+def test_too_few_images_say_so_beside_a_value_that_keeps_its_limit() -> None:
+    detail = "3 images show an old class, and 20 are needed; least: a 99.0 %"
+    check = Check("unlabelled agreement", "too few images", detail, 99.5, 55.0, "%", 4)
+    assert check_text(check) == f"unlabelled agreement: 99.5 %; the limit is 55; {detail}"
 
 
 def test_without_a_report_nobody_has_judged(workspace: Workspace) -> None:
