@@ -11,23 +11,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from edge_ilseg.bundle import Manifest
-from edge_ilseg.data.dataset import Dataset
-from edge_ilseg.data.masks import SAME_SIZE_HINT
 from edge_ilseg.devices.bootstrap import PairedCounts
 from edge_ilseg.devices.runtime import Session
 from edge_ilseg.devices.stream import stream
 from edge_ilseg.errors import BundleError, DataError
-from edge_ilseg.images import resize_mask
+from edge_ilseg.images import SAME_SIZE_HINT, resize_mask
 from edge_ilseg.metrics import confusion_matrix, retention_confusion
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario import evaluation_lookup
+
+if TYPE_CHECKING:
+    from edge_ilseg.data.dataset import Dataset
 
 
 class OldCounts(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.devices.bootstrap import Interval, bootstrap_intervals, old_drops
 from edge_ilseg.devices.class_scores import class_scores, known, mean_iou
 from edge_ilseg.devices.evaluation import Evaluation, evaluate_session, images_of_old, pair_counts
@@ -16,6 +16,9 @@ from edge_ilseg.devices.verify_report import BadImage, Confusion, Scores
 from edge_ilseg.files import sha256_bytes
 from edge_ilseg.metrics import score
 from edge_ilseg.progress import ProgressCallback
+
+if TYPE_CHECKING:
+    from edge_ilseg.data.dataset import Dataset
 
 
 def score_images(

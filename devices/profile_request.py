@@ -17,7 +17,7 @@ from edge_ilseg.devices.retention import MAX_OLD_MIOU_DROP_PCT
 from edge_ilseg.devices.runtime import installed_runtimes
 from edge_ilseg.devices.verdicts import GOLDEN_AGREEMENT, MAX_MOVED_PCT, MIN_AGREEMENT_PCT
 from edge_ilseg.devices.verification import VerifyRequest
-from edge_ilseg.errors import BundleError, ConfigError, EdgeIlsegError
+from edge_ilseg.errors import BundleError, EdgeIlsegError
 
 
 class Measurable(NamedTuple):
@@ -49,10 +49,12 @@ def fill_request(
         measurable: a limit of the profile or the bundle that cannot be measured with what was given is left out; one
             that the user gave is not.
 
+    Returns:
+        The request; its `misfit` says so where the bundle's input is larger than the profile allows, or where it has no
+        model that the profile takes.
+
     Raises:
-        ConfigError: there is no such profile, it does not fit this machine, or the bundle's input is larger than it
-            allows.
-        BundleError: the bundle has no model that the profile takes.
+        ConfigError: there is no such profile, or it does not fit this machine.
     """
     try:
         manifest = read_manifest(bundle)
@@ -64,9 +66,12 @@ def fill_request(
         check_profile_fits(profile_name, profile, read_device_facts())
         request = msgspec.structs.replace(request, threads=request.threads or profile.threads)
         if manifest is not None:
-            _check_input_size(profile_name, profile, manifest)
-            runtime, precision = _choose(profile_name, profile, manifest, request)
-            request = msgspec.structs.replace(request, runtime=runtime, precision=precision)
+            try:
+                _check_input_size(profile_name, profile, manifest)
+                runtime, precision = _choose(profile_name, profile, manifest, request)
+                request = msgspec.structs.replace(request, runtime=runtime, precision=precision)
+            except EdgeIlsegError as error:
+                request = msgspec.structs.replace(request, misfit=error)
         limits = set_limits(profile.limits)
     if manifest is not None and manifest.limits is not None:
         limits |= tightening(set_limits(manifest.limits), {**_default_limits(manifest, request), **limits})
@@ -105,7 +110,7 @@ def _measurable(limits: Mapping[str, float], measurable: Measurable) -> dict[str
 def _check_input_size(name: str, profile: DeviceProfile, manifest: Manifest) -> None:
     size, has = profile.input_size, manifest.preprocessing
     if size is not None and (has.width_px > size.width_px or has.height_px > size.height_px):
-        raise ConfigError(
+        raise BundleError(
             f"the bundle's input is larger than the device profile {name!r} allows",
             found=f"{has.width_px} x {has.height_px} px",
             expected=f"at most {size.width_px} x {size.height_px} px",

@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.bundle import Manifest, Precision, Runtime, check_files, read_manifest
-from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.devices.agreement import compare_unlabelled, find_images
 from edge_ilseg.devices.encoder_constants import hash_encoder
 from edge_ilseg.devices.executed_layers import read_executed_layers
@@ -66,6 +66,9 @@ from edge_ilseg.devices.verify_report import (
 from edge_ilseg.errors import EXIT_ARTEFACT, EdgeIlsegError
 from edge_ilseg.progress import ProgressCallback, no_progress
 
+if TYPE_CHECKING:
+    from edge_ilseg.data.dataset import Dataset
+
 UNLABELLED: tuple[CheckName, ...] = ("unlabelled images", "unlabelled agreement", "moved to new classes")
 WARM_UP_RUNS = 3
 DEFAULT_LATENCY_RUNS = 30
@@ -89,6 +92,8 @@ class VerifyRequest(msgspec.Struct, frozen=True):
     hint: Hint = "latency"
     """Of scoring images, where the command line takes throughput by default and the agent's gate leaves the other cores
     to the application; the latency is always that of one image with all threads."""
+    misfit: EdgeIlsegError | None = None
+    """Why the bundle is none for the device's profile, where that is so: the check `fit` fails by it."""
     with_evidence: bool = True
     """Measure what a person reads and no verdict needs: each layer's element type, and where golden masks of int8
     change. It loads up to five more sessions; the agent's gate leaves it out."""
@@ -135,6 +140,8 @@ def verify_bundle(
     checks = [Check("integrity", "passed", f"{len(manifest.files)} files, bundle {manifest.bundle_id[:12]}")]
     parent = None
     try:
+        if request.misfit is not None:
+            raise request.misfit
         which = choose_model(manifest, request.runtime, request.precision)
         loaded = load_bundle(folder, manifest, *which, request.threads)
         if against is not None and parent_manifest is not None:

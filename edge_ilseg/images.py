@@ -29,6 +29,7 @@ Color = tuple[int, int, int]
 VOID_COLOR: Color = (224, 224, 192)
 """The colour that PASCAL VOC gives to void."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SAME_SIZE_HINT = "export the mask again at the size of the image"
 
 DECODE_ERRORS = (
     OSError,

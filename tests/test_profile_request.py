@@ -26,7 +26,7 @@ from edge_ilseg.devices.facts import DeviceFacts, read_device_facts
 from edge_ilseg.devices.limits import Limits, OwnLimits
 from edge_ilseg.devices.profile_request import Measurable, fill_request
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
-from edge_ilseg.errors import BundleError, ConfigError
+from edge_ilseg.errors import ConfigError
 
 AVX2 = ("avx2", "fma")
 VNNI = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
@@ -377,17 +377,17 @@ def test_threads_are_the_profiles_unless_the_user_gave_some(bundle: Path, tmp_pa
         ((1000, 1000), True),
     ],
 )
-def test_an_input_that_is_larger_than_the_profile_allows_is_refused(
+def test_an_input_that_is_larger_than_the_profile_allows_does_not_fit(
     size: tuple[int, int], fits: bool, bundle: Path, tmp_path: Path
 ) -> None:
     name = own_profile(tmp_path, f"[input_size]\nwidth_px = {size[0]}\nheight_px = {size[1]}")
-    if fits:
-        fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    found = fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
+    assert (found.misfit is None) == fits
+    if found.misfit is None:
         return
-    with pytest.raises(ConfigError, match="input is larger than the device profile") as caught:
-        fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
-    assert caught.value.found == f"{WIDTH_PX} x {HEIGHT_PX} px"
-    assert caught.value.expected == f"at most {size[0]} x {size[1]} px"
+    assert "input is larger than the device profile" in found.misfit.what
+    assert found.misfit.found == f"{WIDTH_PX} x {HEIGHT_PX} px"
+    assert found.misfit.expected == f"at most {size[0]} x {size[1]} px"
 
 
 @pytest.mark.parametrize(
@@ -432,12 +432,38 @@ def test_a_runtime_that_is_not_installed_is_passed_over_unless_the_user_names_it
     assert "pip install 'edge-ilseg[openvino]'" in report.check("fit").detail
 
 
-def test_a_bundle_without_a_model_for_the_profile_is_refused_with_what_it_has(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_a_model_for_the_profile_does_not_fit_and_is_told_what_it_has(
+    bundle: Path, tmp_path: Path
+) -> None:
     name = own_profile(tmp_path, 'runtimes = ["openvino"]', 'precisions = ["int8", "fp16"]')
-    with pytest.raises(BundleError, match="has no model that the device profile") as caught:
-        fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING)
-    assert "models onnxruntime/fp32, onnxruntime/int8, openvino/fp32" in str(caught.value.found)
-    assert caught.value.expected == "one of openvino in one of int8, fp16"
+    misfit = fill_request(VerifyRequest(), name, {}, bundle, measurable=EVERYTHING).misfit
+    assert misfit is not None
+    assert "has no model that the device profile" in misfit.what
+    assert "models onnxruntime/fp32, onnxruntime/int8, openvino/fp32" in str(misfit.found)
+    assert misfit.expected == "one of openvino in one of int8, fp16"
+
+
+@pytest.mark.parametrize(
+    "line", ["[input_size]\nwidth_px = 1\nheight_px = 1", 'runtimes = ["openvino"]\nprecisions = ["int8"]']
+)
+def test_a_bundle_that_is_none_for_the_profile_has_a_report_that_says_so(
+    line: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Integrity comes first, and everything after `fit` was not run."""
+    out = tmp_path / "report.json"
+    words = ["verify", str(bundle), "--profile", own_profile(tmp_path, line), "--out", str(out), "--json"]
+    assert run(words) == 3
+    report = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == report
+    verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert (verdicts.pop("integrity"), verdicts.pop("fit"), set(verdicts.values())) == (
+        "passed",
+        "failed",
+        {"not checked"},
+    )
+    detail = next(check["detail"] for check in report["checks"] if check["name"] == "fit")
+    assert "device profile" in detail
+    assert "mine.toml" in detail
 
 
 def test_a_bundle_that_cannot_be_read_is_left_to_the_verification(tmp_path: Path) -> None:

@@ -160,6 +160,8 @@ def _verify_request(request: GateRequest, bundle: Path, manifest: Manifest, *, h
         with_evidence=False,
     )
     profiled = fill_request(asked, settings.profile, {}, bundle, measurable=Measurable(True, True, True))
+    if profiled.misfit is not None:
+        raise profiled.misfit
     runtime, precision = choose_model(manifest, profiled.runtime, profiled.precision)
     defaults = {
         "min_golden_agreement": GOLDEN_AGREEMENT[precision],

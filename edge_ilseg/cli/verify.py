@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edge_ilseg.bundle import Precision, Runtime
     from edge_ilseg.data.dataset import Dataset
     from edge_ilseg.devices.runtime import Hint
+    from edge_ilseg.devices.verify_report import VerifyReport
 
 POSITIVE = click.IntRange(min=1)
 DEFAULT_SPLITS = ("test", "val")
@@ -121,12 +122,10 @@ def verify(
               70  a defect of edge-ilseg, with its traceback
     """
     import msgspec
-    from rich.console import Console
 
     from edge_ilseg.cli.progress_bar import progress_bar
     from edge_ilseg.devices.facts import read_device_facts
     from edge_ilseg.devices.profile_request import Measurable, fill_request
-    from edge_ilseg.devices.verdict_table import verdict_table
     from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
     from edge_ilseg.devices.verify_report import check_device, encode_report
     from edge_ilseg.files import write_bytes
@@ -172,9 +171,17 @@ def verify(
     if as_json:
         click.echo(encoded)
     else:
-        console = Console()
-        (console if console.is_terminal else Console(width=140)).print(verdict_table(report))
+        _print_table(report)
     ctx.exit(report.exit_code)
+
+
+def _print_table(report: VerifyReport) -> None:
+    from rich.console import Console
+
+    from edge_ilseg.devices.verdict_table import verdict_table
+
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(verdict_table(report))
 
 
 def _check_place(out: Path | None) -> None:

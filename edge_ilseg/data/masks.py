@@ -18,10 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.errors import DataError
-from edge_ilseg.images import Color, MaskFile, image_size, read_mask
+from edge_ilseg.images import SAME_SIZE_HINT, Color, MaskFile, image_size, read_mask
 from edge_ilseg.metrics import VOID
-
-SAME_SIZE_HINT = "export the mask again at the size of the image"
 
 
 class MaskCode(msgspec.Struct, frozen=True):

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_ilseg.data.dataset import Dataset, DatasetInfo
-from edge_ilseg.data.masks import SAME_SIZE_HINT
 from edge_ilseg.errors import DataError
+from edge_ilseg.images import SAME_SIZE_HINT
 from edge_ilseg.progress import ProgressCallback, no_progress
 
 

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from edge_ilseg.bundle import ModelEntry
 from edge_ilseg.checkpoint import load_model
 from edge_ilseg.data.dataset import Dataset
-from edge_ilseg.data.masks import SAME_SIZE_HINT
 from edge_ilseg.devices.evaluation import check_channels
 from edge_ilseg.devices.runtime import check_fit, installed_runtimes, load_session
 from edge_ilseg.devices.verification import spread
 from edge_ilseg.errors import DataError, EdgeIlsegError, check_extra
-from edge_ilseg.images import resize_image, resize_mask
+from edge_ilseg.images import SAME_SIZE_HINT, resize_image, resize_mask
 from edge_ilseg.metrics import confusion_matrix
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.report.gather import Gathered, StepFacts
