@@ -84,7 +84,7 @@ def compare_unlabelled(
     objects = [
         channel for channel in range(old_count) if loaded.manifest.class_names[channel] != loaded.manifest.background
     ]
-    images_of_old = 0
+    images_of_old, images_K = 0, np.zeros(old_count, dtype=np.int64)
     pairs = np.zeros((2, count, count), dtype=np.int64)  # all pixels, confident pixels: rows are the parent's
     bad_images: list[tuple[str, str]] = []
     has_logits = parent.session.class_count is not None
@@ -96,14 +96,17 @@ def compare_unlabelled(
             check_channels(item.mask_HW, count)
             parent_mask_HW = parent.session.mask(item.extra)
             check_channels(parent_mask_HW, old_count)
-            images_of_old += bool(np.isin(parent_mask_HW, objects or range(old_count)).any())
+            shown_K = np.bincount(parent_mask_HW.ravel(), minlength=old_count) > 0
+            images_K += shown_K
+            images_of_old += bool(shown_K[objects].any() if objects else shown_K.any())
             mask_HW = resize_mask(item.mask_HW, *parent_mask_HW.shape)
             pairs[0] += confusion_matrix(parent_mask_HW, mask_HW, count)
             if has_logits:
                 sure_HW = confident_pixels(parent.session.logits(item.extra))
                 pairs[1] += confusion_matrix(parent_mask_HW[sure_HW], mask_HW[sure_HW], count)
         progress("comparing unlabelled images", done / len(names))
-    classes = unlabelled_classes(loaded.manifest.class_names, old_count, pairs[0], pairs[1] if has_logits else None)
+    confident = pairs[1] if has_logits else None
+    classes = unlabelled_classes(loaded.manifest.class_names, old_count, pairs[0], confident, images_K)
     known = [item.agreement for item in classes if item.agreement is not None]
     return Unlabelled(
         folder=str(folder),
@@ -132,7 +135,11 @@ def confident_pixels(logits_CHW: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def unlabelled_classes(
-    names: Sequence[str], old_count: int, pairs: NDArray[np.int64], confident: NDArray[np.int64] | None
+    names: Sequence[str],
+    old_count: int,
+    pairs: NDArray[np.int64],
+    confident: NDArray[np.int64] | None,
+    images_K: NDArray[np.int64],
 ) -> tuple[UnlabelledClass, ...]:
     """What is to be said of each old class.
 
@@ -141,6 +148,7 @@ def unlabelled_classes(
         old_count: how many of them are old.
         pairs: int64, K x K: pixels by the parent's channel (row) and the bundle's.
         confident: the same over the pixels of which the parent is confident; None without logits.
+        images_K: int64, K: images in which the parent shows each old class.
     """
     agreement = class_iou(pairs[:old_count, :old_count])
     sure = None if confident is None else class_iou(confident[:old_count, :old_count])
@@ -152,6 +160,7 @@ def unlabelled_classes(
             UnlabelledClass(
                 name=name,
                 parent_pixels=pixels,
+                images=int(images_K[channel]),
                 agreement=_known(agreement[channel]),
                 confident_agreement=None if sure is None else _known(sure[channel]),
                 moved=moved / pixels if pixels else None,

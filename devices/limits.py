@@ -32,6 +32,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_agreement_pct: float | None = None
     """Mean IoU of the old classes' masks with the parent's, on images without labels. `None` takes
     `edge_ilseg.devices.verdicts.MIN_AGREEMENT_PCT` where such images and a parent are given."""
+    min_class_agreement_pct: float | None = None
+    """The same of each single old class."""
     max_moved_pct: float | None = None
     """Share of the pixels that moved from an old class to a new one, on images without labels. `None` takes
     `edge_ilseg.devices.verdicts.MAX_MOVED_PCT` where such images and a parent are given."""
@@ -53,6 +55,7 @@ class OwnLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     max_class_drop_pct: float | None = None
     min_new_miou_pct: Percent | None = None
     min_agreement_pct: Percent | None = None
+    min_class_agreement_pct: Percent | None = None
     max_moved_pct: Percent | None = None
     max_latency_p95_ms: LimitValue | None = None
     max_rss_mib: LimitValue | None = None

@@ -102,6 +102,7 @@ def _measurable(limits: Mapping[str, float], measurable: Measurable) -> dict[str
         "max_class_drop_pct": labels and parent,
         "min_new_miou_pct": labels,
         "min_agreement_pct": unlabelled and parent,
+        "min_class_agreement_pct": unlabelled and parent,
         "max_moved_pct": unlabelled and parent,
     }
     return {name: limit for name, limit in limits.items() if needs.get(name, True)}

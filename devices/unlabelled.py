@@ -11,6 +11,8 @@ class UnlabelledClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     parent_pixels: int
     """Pixels that the parent gives to it."""
+    images: int
+    """Images in which the parent gives it a pixel."""
     agreement: float | None
     """IoU of the two masks, over the pixels that the bundle does not call new; None: neither shows the class."""
     confident_agreement: float | None

@@ -16,7 +16,8 @@ import numpy as np
 
 from edge_ilseg.bundle import Manifest, ModelEntry, Precision
 from edge_ilseg.devices.limits import Limits, check_finite
-from edge_ilseg.devices.unlabelled import Unlabelled
+from edge_ilseg.devices.retention import MIN_CLASS_IMAGES
+from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.devices.verify_report import CHECKS, Check, CheckName, Scores
 from edge_ilseg.errors import (
     EXIT_ARTEFACT,
@@ -101,6 +102,12 @@ def check_limits(limits: Limits, *, has_images: bool, has_parent: bool, has_unla
         (
             "on the agreement with the parent",
             limits.min_agreement_pct,
+            has_unlabelled and has_parent,
+            "a folder of images and a parent",
+        ),
+        (
+            "on the agreement of a class",
+            limits.min_class_agreement_pct,
             has_unlabelled and has_parent,
             "a folder of images and a parent",
         ),
@@ -201,12 +208,13 @@ def judge_encoder(manifest: Manifest, entry: ModelEntry, parent: Manifest, paren
     return Check(name, "failed", "the same weights, and other constants in the file", exit_code=EXIT_ARTEFACT)
 
 
-def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, Check]:
-    """Whether the images could be used, the agreement with the parent on them, and the old pixels that became new ones.
+def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, Check, Check]:
+    """Whether the images could be used, the agreement with the parent on them, that of the class that agrees least, and
+    the old pixels that became new ones.
 
     A limit that these images cannot measure is broken, not kept: a bundle that calls every old pixel new has no
     agreement at all. One that fewer than `min_images` images of old classes keep is not decided. Without limits those
-    of rule 3 hold.
+    of rule 3 hold, and none for single classes.
     """
     given = limits.min_agreement_pct, limits.max_moved_pct
     min_agreement_pct = MIN_AGREEMENT_PCT if given[0] is None else given[0]
@@ -218,6 +226,7 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
         return (
             images,
             _unmeasured("unlabelled agreement", min_agreement_pct, "%", reason),
+            _unmeasured("class agreement", limits.min_class_agreement_pct, "%", reason),
             _unmeasured("moved to new classes", max_moved_pct, "%", reason),
         )
     shown = [item for item in found.classes if item.agreement is not None]
@@ -228,13 +237,36 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
         worst = min(shown, key=lambda item: item.agreement or 0.0)
         detail = f"least: {worst.name} {_pct(worst.agreement)} %"
         agreement = decided(at_least("unlabelled agreement", 100 * found.agreement, min_agreement_pct, "%", detail))
+    single = decided(_judge_class_agreement(found.classes, limits))
     if found.moved is None:
         reason = "the parent shows no pixel of an old class"
-        return images, agreement, _unmeasured("moved to new classes", max_moved_pct, "%", reason)
+        return images, agreement, single, _unmeasured("moved to new classes", max_moved_pct, "%", reason)
     gone = max(found.classes, key=lambda item: item.moved or 0.0)
     detail = f"most: {gone.name} {_pct(gone.moved)} % of its pixels"
     moved = at_most("moved to new classes", 100 * found.moved, max_moved_pct, "%", detail)
-    return images, agreement, decided(moved)
+    return images, agreement, single, decided(moved)
+
+
+def _judge_class_agreement(classes: Sequence[UnlabelledClass], limits: Limits) -> Check:
+    """The class that agrees least, of those that the parent shows in `MIN_CLASS_IMAGES` images, as with labels.
+
+    A class of which the bundle calls every pixel new has no agreement, and is gone: it counts as 0. One that fewer
+    images show, or none, is unknown: it keeps the check from passing, and breaks no limit.
+    """
+    name: CheckName = "class agreement"
+    limit, enough = limits.min_class_agreement_pct, min(MIN_CLASS_IMAGES, limits.min_images)
+    known = [item for item in classes if item.images >= enough]
+    if not known:
+        reason = f"the parent shows no old class in {enough} image{'s' if enough != 1 else ''}"
+        return _unmeasured(name, limit, "%", reason)
+    worst = min(known, key=lambda item: item.agreement or 0.0)
+    gone = ", all of it is new now" if worst.agreement is None else ""
+    check = at_least(name, 100 * (worst.agreement or 0.0), limit, "%", f"{worst.name}, in {worst.images} images{gone}")
+    unknown = ", ".join(item.name for item in classes if item.images < enough)
+    if check.verdict != "passed" or not unknown:
+        return check
+    detail = f"fewer than {enough} images show {unknown}; least of the others: {check.detail}"
+    return msgspec.structs.replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED, detail=detail)
 
 
 def _decided(images: int, needed: int, check: Check) -> Check:

@@ -69,7 +69,12 @@ from edge_ilseg.progress import ProgressCallback, no_progress
 if TYPE_CHECKING:
     from edge_ilseg.data.dataset import Dataset
 
-UNLABELLED: tuple[CheckName, ...] = ("unlabelled images", "unlabelled agreement", "moved to new classes")
+UNLABELLED: tuple[CheckName, ...] = (
+    "unlabelled images",
+    "unlabelled agreement",
+    "class agreement",
+    "moved to new classes",
+)
 WARM_UP_RUNS = 3
 DEFAULT_LATENCY_RUNS = 30
 

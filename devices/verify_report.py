@@ -32,7 +32,7 @@ from edge_ilseg.metrics import Metrics
 from edge_ilseg.records import parse_versioned
 
 REPORT_FORMAT = "edge-ilseg-verify-report"
-REPORT_FORMAT_VERSION = 4
+REPORT_FORMAT_VERSION = 5
 VERIFY_AGAIN = "verify the bundle again and keep what --json prints"
 
 CheckName = Literal[
@@ -47,6 +47,7 @@ CheckName = Literal[
     "new mIoU",
     "unlabelled images",
     "unlabelled agreement",
+    "class agreement",
     "moved to new classes",
     "latency p95",
     "peak memory",

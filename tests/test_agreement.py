@@ -30,7 +30,7 @@ from edge_ilseg.devices.runtime import load_session
 from edge_ilseg.devices.unlabelled import Unlabelled, UnlabelledClass
 from edge_ilseg.devices.verdicts import MAX_MOVED_PCT, MIN_AGREEMENT_PCT, judge_unlabelled
 from edge_ilseg.devices.verification import VerifyRequest, verify_bundle
-from edge_ilseg.devices.verify_report import VerifyReport, encode_report, parse_report
+from edge_ilseg.devices.verify_report import Check, VerifyReport, encode_report, parse_report
 from edge_ilseg.errors import BundleError, ConfigError, DataError
 from edge_ilseg.images import resize_image, resize_mask
 
@@ -92,6 +92,7 @@ class Tally:
     def __init__(self) -> None:
         self.pairs = {(one, other): 0 for one in OLD for other in ALL}
         self.sure = dict(self.pairs)
+        self.images = dict.fromkeys(OLD, 0)
 
     def agreement(self, name: str, pairs: dict[tuple[str, str], int]) -> float | None:
         both = pairs[name, name]
@@ -117,6 +118,8 @@ def tally(
         parent_input_HWC = resize_image(image_HWC, *parent_size_px)
         before_HW = nearest_color(parent_input_HWC, OLD)
         after_HW = resize_mask(nearest_color(resize_image(image_HWC, *size_px), kept), *parent_size_px)
+        for name in {OLD[channel] for channel in before_HW.ravel().tolist()}:
+            found.images[name] += 1
         for row in range(parent_size_px[0]):
             for column in range(parent_size_px[1]):
                 pair = OLD[before_HW[row, column]], kept[after_HW[row, column]]
@@ -129,6 +132,7 @@ def check_against(found: Unlabelled, expected: Tally, *, has_logits: bool) -> No
     assert [item.name for item in found.classes] == list(OLD)
     for item in found.classes:
         assert item.parent_pixels == sum(count for (one, _), count in expected.pairs.items() if one == item.name)
+        assert item.images == expected.images[item.name]
         assert item.agreement == pytest.approx(expected.agreement(item.name, expected.pairs))
         sure = expected.agreement(item.name, expected.sure) if has_logits else None
         assert item.confident_agreement == (sure if sure is None else pytest.approx(sure))
@@ -227,10 +231,10 @@ def test_an_old_object_that_is_called_new_costs_no_agreement_and_is_told_as_move
 
 def test_a_class_that_neither_shows_is_no_part_of_the_mean_and_one_that_only_the_bundle_shows_is() -> None:
     pairs = np.array([[60, 10, 0, 5], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    background, apple, grass = unlabelled_classes(ALL, 3, pairs, None)
-    assert background == UnlabelledClass("background", 75, 60 / 70, None, 5 / 75)
-    assert apple == UnlabelledClass("apple", 0, 0.0, None, None)
-    assert grass == UnlabelledClass("grass", 0, None, None, None)
+    background, apple, grass = unlabelled_classes(ALL, 3, pairs, None, np.array([2, 0, 0]))
+    assert background == UnlabelledClass("background", 75, 2, 60 / 70, None, 5 / 75)
+    assert apple == UnlabelledClass("apple", 0, 0, 0.0, None, None)
+    assert grass == UnlabelledClass("grass", 0, 0, None, None, None)
     assert moved_share(pairs, ALL, 3, "background") is None
     assert moved_share(pairs, ALL, 3, None) == pytest.approx(5 / 75)
 
@@ -375,7 +379,7 @@ def test_without_limits_those_of_this_project_hold(family: tuple[Path, Path], tm
 )
 def test_the_limits_of_this_project_are_55_and_15_per_cent(agreement: float, moved: float, kept: bool) -> None:
     checks = judge_unlabelled(found_of(("a", agreement, moved), moved=moved), Limits())
-    assert all(check.verdict == "passed" for check in checks) == kept
+    assert all(check.verdict == "passed" for check in checks if check.name != "class agreement") == kept
 
 
 def test_a_limit_that_too_few_images_keep_is_not_decided_and_one_that_they_break_is_broken(
@@ -404,7 +408,8 @@ def test_a_limit_that_too_few_images_keep_is_not_decided_and_one_that_they_break
     broken = found_of(("a", 0.5, 0.2), moved=0.2)
     for images_of_old in (1, 20):
         found = msgspec.structs.replace(broken, images_of_old=images_of_old)
-        assert [check.verdict for check in judge_unlabelled(found, Limits())[1:]] == ["failed", "failed"]
+        verdicts = [check.verdict for check in judge_unlabelled(found, Limits(min_class_agreement_pct=60.0))[1:]]
+        assert verdicts == ["failed", "failed", "failed"]
 
 
 def test_old_pixels_that_moved_break_their_limit_and_a_value_at_the_limit_passes(
@@ -428,10 +433,10 @@ def test_few_images_are_taken_from_the_whole_folder(family: tuple[Path, Path], i
 def test_without_a_parent_nothing_is_compared_and_a_limit_is_refused(family: tuple[Path, Path], images: Path) -> None:
     report = report_on(family[0], images, against=None)
     assert (report.exit_code, report.unlabelled) == (0, None)
-    for name in ("unlabelled images", "unlabelled agreement", "moved to new classes"):
+    for name in ("unlabelled images", "unlabelled agreement", "class agreement", "moved to new classes"):
         check = report.check(name)  # type: ignore[arg-type]
         assert (check.verdict, check.detail) == ("not checked", "no parent bundle to compare with")
-    for limits in (Limits(min_agreement_pct=50.0), Limits(max_moved_pct=50.0)):
+    for limits in (Limits(min_agreement_pct=50.0), Limits(min_class_agreement_pct=5.0), Limits(max_moved_pct=50.0)):
         with pytest.raises(ConfigError, match="needs a folder of images and a parent"):
             report_on(family[0], images, against=None, limits=limits)
         with pytest.raises(ConfigError, match="needs a folder of images and a parent"):
@@ -470,8 +475,10 @@ def test_images_of_which_none_can_be_used_never_pass(family: tuple[Path, Path], 
         assert report.check(name).verdict == "failed"  # type: ignore[arg-type]
 
 
-def found_of(*classes: tuple[str, float | None, float | None], moved: float | None) -> Unlabelled:
-    """A comparison of classes: name, agreement, moved."""
+def found_of(
+    *classes: tuple[str, float | None, float | None], moved: float | None, images: Sequence[int] | None = None
+) -> Unlabelled:
+    """A comparison of classes: name, agreement, moved; and how many images show each, 20 if left out."""
     known = [agreement for _, agreement, _ in classes if agreement is not None]
     return Unlabelled(
         folder="",
@@ -481,8 +488,8 @@ def found_of(*classes: tuple[str, float | None, float | None], moved: float | No
         image_names_sha256="",
         bad_images=(),
         classes=tuple(
-            UnlabelledClass(name, 0 if share is None else 100, agreement, None, share)
-            for name, agreement, share in classes
+            UnlabelledClass(name, 0 if share is None else 100, shown, agreement, None, share)
+            for (name, agreement, share), shown in zip(classes, images or [20] * len(classes), strict=True)
         ),
         agreement=sum(known) / len(known) if known else None,
         moved=moved,
@@ -492,11 +499,72 @@ def found_of(*classes: tuple[str, float | None, float | None], moved: float | No
 def test_the_verdict_is_on_the_mean_and_names_the_worst_class() -> None:
     found = found_of(("a", 0.9, 0.2), ("b", 0.5, 0.3), ("c", None, None), moved=0.25)
     for limit, verdict in ((70.0, "passed"), (70.1, "failed")):
-        _, agreement, moved = judge_unlabelled(found, Limits(min_agreement_pct=limit, max_moved_pct=95 - limit))
+        _, agreement, _, moved = judge_unlabelled(found, Limits(min_agreement_pct=limit, max_moved_pct=95 - limit))
         assert (agreement.verdict, moved.verdict) == (verdict, verdict)
         assert agreement.value == pytest.approx(70.0)
         assert agreement.detail == "least: b 50.0 %"
         assert moved.detail == "most: b 30.0 % of its pixels"
+
+
+SIXTEEN = tuple((f"class {number}", 0.95, 0.01) for number in range(15))
+
+
+def judge_classes(found: Unlabelled, limit: float | None = 30.0, **limits: int) -> Check:
+    return judge_unlabelled(found, Limits(min_class_agreement_pct=limit, **limits))[2]  # type: ignore[arg-type]
+
+
+def test_one_lost_class_of_sixteen_is_lost_in_the_mean_and_has_a_limit_of_its_own() -> None:
+    found = found_of(*SIXTEEN, ("boat", 0.04, 0.1), moved=0.02)
+    _, mean, single, moved = judge_unlabelled(found, Limits())
+    assert (mean.verdict, moved.verdict) == ("passed", "passed")
+    assert (single.verdict, single.value, single.exit_code) == ("not checked", pytest.approx(4.0), 0)
+    single = judge_classes(found)
+    assert (single.verdict, single.limit, single.unit, single.exit_code) == ("failed", 30.0, "%", 1)
+    assert single.detail == "boat, in 20 images"
+    assert judge_classes(found, limit=4.0).verdict == "passed"  # a value that equals its limit passes
+    assert judge_classes(found, limit=4.1).verdict == "failed"
+
+
+def test_a_class_that_became_new_as_a_whole_agrees_on_nothing() -> None:
+    single = judge_classes(found_of(*SIXTEEN, ("boat", None, 1.0), moved=0.06), limit=1.0)
+    assert (single.verdict, single.value) == ("failed", 0.0)
+    assert single.detail == "boat, in 20 images, all of it is new now"
+
+
+def test_a_class_in_few_images_breaks_no_limit_and_keeps_none() -> None:
+    """Five images are needed, or `min_images` where that is less."""
+    low, none = (("boat", 0.04, 0.1), ("boat", None, None))
+    for boat, shown in ((low, 4), (low, 0), (none, 0)):
+        found = found_of(*SIXTEEN, boat, moved=0.02, images=[20] * 15 + [shown])
+        single = judge_classes(found)
+        assert (single.verdict, single.exit_code, single.value) == ("too few images", 4, pytest.approx(95.0))
+        assert single.detail.startswith("fewer than 5 images show boat; least of the others: class 0, in 20 images")
+        assert judge_classes(found, limit=None).verdict == "not checked"
+    few = found_of(*SIXTEEN, low, moved=0.02, images=[20] * 15 + [4])
+    assert judge_classes(few, min_images=4).verdict == "failed"
+    broken = found_of(*SIXTEEN, low, low, moved=0.02, images=[20] * 15 + [4, 5])
+    assert judge_classes(broken).verdict == "failed"  # whatever the other is
+    nothing = found_of(*SIXTEEN, moved=0.02, images=[1] * 15)
+    assert (judge_classes(nothing).verdict, judge_classes(nothing).exit_code) == ("failed", 3)
+    assert judge_classes(nothing).detail == "the parent shows no old class in 5 images"
+    assert judge_classes(nothing, limit=None).verdict == "not checked"
+
+
+def test_a_limit_of_a_class_that_too_few_images_keep_is_not_decided() -> None:
+    found = msgspec.structs.replace(found_of(*SIXTEEN, moved=0.02), images_of_old=19)
+    assert judge_classes(found).verdict == "too few images"
+    assert judge_classes(msgspec.structs.replace(found, images_of_old=20)).verdict == "passed"
+
+
+def test_images_are_counted_by_what_the_parent_shows_in_them(tmp_path: Path) -> None:
+    """Every class in the first picture, background in the last two."""
+    pictures = [*color_images(1, OLD, seed=3), *color_images(2, ["background"], seed=1)]
+    names = write_images(tmp_path / "images", pictures)
+    child, parent = open_bundle(tmp_path / "child", GROWN), open_bundle(tmp_path / "parent", BASE)
+    found = compare_unlabelled(child, parent, tmp_path / "images", names)
+    assert {item.name: item.images for item in found.classes} == tally(pictures).images
+    assert found.classes[OLD.index("background")].images == 3
+    assert found.images_of_old == 1
 
 
 def test_a_bundle_that_calls_every_old_pixel_new_is_refused(tmp_path: Path) -> None:
@@ -527,7 +595,7 @@ def test_a_limit_is_not_kept_where_every_image_is_bad(family: tuple[Path, Path],
 
 
 def test_a_limit_on_moved_pixels_is_not_kept_where_only_background_is_shown() -> None:
-    _, _, moved = judge_unlabelled(
+    *_, moved = judge_unlabelled(
         found_of(("background", 1.0, 0.0), ("a", None, None), moved=None), Limits(max_moved_pct=5)
     )
     assert moved.verdict != "passed"
@@ -535,7 +603,7 @@ def test_a_limit_on_moved_pixels_is_not_kept_where_only_background_is_shown() ->
 
 def test_a_class_that_moved_whole_is_named() -> None:
     found = found_of(("background", 1.0, 0.0), ("a", 0.9, 0.1), ("b", None, 1.0), moved=0.5)
-    _, _, moved = judge_unlabelled(found, Limits(max_moved_pct=5.0))
+    *_, moved = judge_unlabelled(found, Limits(max_moved_pct=5.0))
     assert moved.verdict == "failed"
     assert "most: b 100.0 %" in moved.detail
 

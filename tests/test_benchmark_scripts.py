@@ -21,6 +21,7 @@ from edge_ilseg.devices.verification import VerifyRequest
 
 device_start = load_benchmark("device_start")
 planted = load_benchmark("planted_regressions")
+verify_memory = load_benchmark("verify_memory")
 verify_pipeline = load_benchmark("verify_pipeline")
 
 LIMITS = Limits(max_old_miou_drop_pct=2.0, max_class_drop_pct=30.0)
@@ -92,6 +93,35 @@ def test_of_an_image_an_evaluation_keeps_three_numbers_a_class_and_no_confusion_
     found = verify_pipeline.Evaluation(confusion, (), counts, [1.5] * 50)
     numbers_bytes = 3 * 8 * (class_count - 1)
     assert numbers_bytes < verify_pipeline.kept_bytes(found) / 50 < numbers_bytes + 600
+
+
+# memory of whole commands
+
+
+def test_so_many_images_are_those_of_the_data_again_and_again_and_every_command_runs_over_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child, parent = write_family(tmp_path)
+    data = write_color_folder(tmp_path / "colors", count=40)
+    images = Folder(data)
+    source = verify_memory.write_source(images, "test", tmp_path / "source")
+    verify_memory.write_links(source, tmp_path / "95", 95)
+    found = Folder(tmp_path / "95")
+    ids = found.ids("all")
+    assert len(ids) == len(set(ids)) == 95
+    shown = [found.read_labels(image_id) for image_id in ids]
+    originals = sorted(str(number) for number in range(40))
+    for number, labels_HW in enumerate(shown):
+        np.testing.assert_array_equal(labels_HW, images.read_labels(images.ids("test")[int(originals[number % 40])]))
+    words = [str(child), "--against", str(parent), "--data", f"folder:{data}", "--few", "20", "--many", "60"]
+    monkeypatch.setattr(sys, "argv", ["verify_memory.py", *words])
+    verify_memory.main()
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row[:24].strip() for row in rows] == [name for name in verify_memory.commands(child, parent) for _ in "ab"]
+    assert [int(row[24:].split()[0]) for row in rows] == [20, 60] * 3
+    assert all(20 < float(row[24:].split()[1]) < 2000 for row in rows)
+    with pytest.raises(SystemExit, match="ended with 3"):
+        verify_memory.cost_of(["verify", str(tmp_path / "nothing"), "--json"])
 
 
 # the start

@@ -189,6 +189,10 @@ def test_limits_on_images_without_labels_reach_the_verdict(tmp_path: Path, pictu
     assert (report.limits.min_agreement_pct, report.limits.max_moved_pct) == (None, 1.5)
     assert verify_json(*asked, "--max-moved", 99)[0] == 1  # the agreement has a limit without asking
     assert verify_json(*asked, "--max-moved", 99, "--min-agreement", 0)[0] == 0
+    code, report = verify_json(*asked, "--max-moved", 99, "--min-agreement", 0, "--min-class-agreement", 10)
+    single = report.check("class agreement")
+    assert (code, single.verdict, single.value, single.limit) == (1, "failed", 0.0, 10.0)
+    assert single.detail.startswith("apple, in ")
 
 
 def test_few_of_the_images_are_taken_without_labelled_ones(family: tuple[Path, Path], pictures: Path) -> None:
@@ -198,7 +202,7 @@ def test_few_of_the_images_are_taken_without_labelled_ones(family: tuple[Path, P
     assert isinstance(verify_command(family[0], "--limit", 2).exception, ConfigError)
 
 
-@pytest.mark.parametrize("option", ["--min-agreement", "--max-moved"])
+@pytest.mark.parametrize("option", ["--min-agreement", "--min-class-agreement", "--max-moved"])
 def test_a_limit_on_images_needs_images_and_a_parent(
     option: str, family: tuple[Path, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -316,8 +316,10 @@ def test_frames_beside_labels_refuse_nothing_unless_a_limit_for_them_is_signed(
     given = settings(images, images=str(images / "images"))
     wide = Limits(max_old_miou_drop_pct=100.0)
     assert ask(forgetful, given, tmp_path, release_of(forgetful[0], wide)).outcome == "passed"
-    signed = msgspec.structs.replace(wide, min_agreement_pct=90.0)
-    assert ask(forgetful, given, tmp_path, release_of(forgetful[0], signed)).outcome == "refused"
+    for name in ("min_agreement_pct", "min_class_agreement_pct"):
+        signed = msgspec.structs.replace(wide, **{name: 90.0})
+        verdict = ask(forgetful, given, tmp_path, release_of(forgetful[0], signed))
+        assert (verdict.outcome, verdict.forgotten[0]) == ("refused", "grass")
 
 
 @pytest.mark.slow

@@ -204,6 +204,7 @@ ALL_LIMITS = Limits(
     max_class_drop_pct=9.0,
     min_new_miou_pct=40.0,
     min_agreement_pct=80.0,
+    min_class_agreement_pct=20.0,
     max_moved_pct=7.0,
     max_latency_p95_ms=90.0,
     max_rss_mib=500.0,
@@ -238,6 +239,7 @@ NEEDS = {
     "max_class_drop_pct": {"has_labels", "has_parent"},
     "min_new_miou_pct": {"has_labels"},
     "min_agreement_pct": {"has_unlabelled", "has_parent"},
+    "min_class_agreement_pct": {"has_unlabelled", "has_parent"},
     "max_moved_pct": {"has_unlabelled", "has_parent"},
 }
 

@@ -62,7 +62,9 @@ def large_report(report: VerifyReport, *, old: int, new: int, unlabelled: bool, 
         miou_old=0.8,
         parent_miou_old=0.9,
     )
-    seen = tuple(UnlabelledClass(name, 1000, 0.9 - 0.01 * number, None, 0.1) for number, name in enumerate(names[:old]))
+    seen = tuple(
+        UnlabelledClass(name, 1000, 9, 0.9 - 0.01 * number, None, 0.1) for number, name in enumerate(names[:old])
+    )
     checks = tuple(
         msgspec.structs.replace(check, verdict="failed", exit_code=1, detail="the reason is long " * 20)
         if all_fail

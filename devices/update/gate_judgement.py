@@ -24,7 +24,7 @@ from edge_ilseg.devices.update.gate_records import Evidence, Fall, GateSettings,
 from edge_ilseg.devices.verify_report import CHECKS, Check, CheckName, ClassScore, VerifyReport
 
 DROPS: tuple[CheckName, CheckName] = ("old mIoU drop", "old class drop")
-RETENTION: frozenset[CheckName] = frozenset((*DROPS, "unlabelled agreement", "moved to new classes"))
+RETENTION: frozenset[CheckName] = frozenset((*DROPS, "unlabelled agreement", "class agreement", "moved to new classes"))
 NOT_ITS_FAULT: frozenset[CheckName] = frozenset(("images", "parent's golden outputs"))
 """Checks that fail because of this device or of the active model (rule 1)."""
 OUT_OF_MEMORY = re.compile(r"alloc|out of memory|MemoryError", re.IGNORECASE)
@@ -87,7 +87,7 @@ def findings(run: Run) -> tuple[Check, ...]:
     if run.direction != "back":
         return tuple(check for check in run.report.checks if check.name != "unlabelled images")
     checks = {check.name: check for check in run.report.checks}
-    kept = [checks[name] for name in ("images", "unlabelled agreement")]
+    kept = [checks[name] for name in ("images", "unlabelled agreement", "class agreement")]
     kept.append(replace(checks["golden outputs"], name="parent's golden outputs"))
     broken = [check for name in ("integrity", "fit") if (check := checks[name]).verdict == "failed"]
     return (*(replace(check, name="images") for check in broken), *kept, *_drops_back(run.report))
@@ -215,9 +215,12 @@ def _disagreeing(run: Run) -> tuple[str, ...]:
     """Old classes that are beyond a limit which the frames as a whole have broken; the gravest first."""
     found = {check.name: check for check in findings(run) if check.verdict == "failed" and check.value is not None}
     frames, names = run.report.unlabelled, []
-    agreement, moved = found.get("unlabelled agreement"), found.get("moved to new classes")
+    moved, least_pct = (
+        found.get("moved to new classes"),
+        [found[name].limit or 0 for name in ("unlabelled agreement", "class agreement") if name in found],
+    )
     for item in sorted(frames.classes, key=lambda item: item.agreement or 0.0) if frames is not None else ():
-        is_low = agreement is not None and item.agreement is not None and 100 * item.agreement < (agreement.limit or 0)
+        is_low = item.agreement is not None and 100 * item.agreement < max(least_pct, default=0)
         is_gone = moved is not None and item.moved is not None and 100 * item.moved > (moved.limit or 0)
         if (is_low or is_gone) and (item.name != run.background or is_low):
             names.append(item.name)
@@ -310,6 +313,7 @@ def limits_for(limits: Limits, *, labels: bool, parent: bool, frames: bool) -> L
         "max_class_drop_pct": labels and parent,
         "min_new_miou_pct": labels,
         "min_agreement_pct": frames and parent,
+        "min_class_agreement_pct": frames and parent,
         "max_moved_pct": frames and parent,
     }
     return replace(limits, **{name: None for name, can_be in needs.items() if not can_be})

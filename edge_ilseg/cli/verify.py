@@ -49,6 +49,7 @@ DEFAULT_SPLITS = ("test", "val")
 @click.option("--max-class-drop", type=LIMIT, help="Points of IoU that a single old class may lose.")
 @click.option("--min-new-iou", type=LIMIT, help="Least mean IoU of the new classes, per cent.")
 @click.option("--min-agreement", type=LIMIT, help="With --images: agreement with the parent's masks, per cent.  [55]")
+@click.option("--min-class-agreement", type=LIMIT, help="The same of each single old class, per cent.")
 @click.option("--max-moved", type=LIMIT, help="With --images: old pixels that became new ones, per cent.  [15]")
 @click.option("--max-latency-ms", type=LIMIT, help="Highest 95th percentile of the latency.")
 @click.option("--max-rss-mib", type=LIMIT, help="Highest peak memory of a process that runs the model.")
@@ -83,6 +84,7 @@ def verify(
     max_class_drop: float | None,
     min_new_iou: float | None,
     min_agreement: float | None,
+    min_class_agreement: float | None,
     max_moved: float | None,
     max_latency_ms: float | None,
     max_rss_mib: float | None,
@@ -141,6 +143,7 @@ def verify(
         "max_class_drop_pct": max_class_drop,
         "min_new_miou_pct": min_new_iou,
         "min_agreement_pct": min_agreement,
+        "min_class_agreement_pct": min_class_agreement,
         "max_moved_pct": max_moved,
         "max_latency_p95_ms": max_latency_ms,
         "max_rss_mib": max_rss_mib,
