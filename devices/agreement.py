@@ -33,6 +33,8 @@ from edge_ilseg.progress import ProgressCallback, no_progress
 
 CONFIDENT = 0.9
 """A pixel of which the parent is confident: its softmax gives this share or more to one class."""
+SHOWN = 0.001
+"""An image shows a class where a mask gives it this share of its pixels: in many images every class has stray ones."""
 
 
 def find_images(folder: Path) -> tuple[str, ...]:
@@ -96,17 +98,19 @@ def compare_unlabelled(
             check_channels(item.mask_HW, count)
             parent_mask_HW = parent.session.mask(item.extra)
             check_channels(parent_mask_HW, old_count)
-            shown_K = np.bincount(parent_mask_HW.ravel(), minlength=old_count) > 0
-            images_K += shown_K
-            images_of_old += bool(shown_K[objects].any() if objects else shown_K.any())
             mask_HW = resize_mask(item.mask_HW, *parent_mask_HW.shape)
-            pairs[0] += confusion_matrix(parent_mask_HW, mask_HW, count)
+            one = confusion_matrix(parent_mask_HW, mask_HW, count)
+            parent_K, own_K = one.sum(axis=1)[:old_count], one.sum(axis=0)[:old_count]
+            images_of_old += bool(parent_K[objects or slice(None)].any())
+            images_K += np.maximum(parent_K, own_K) >= SHOWN * mask_HW.size
+            pairs[0] += one
             if has_logits:
                 sure_HW = confident_pixels(parent.session.logits(item.extra))
                 pairs[1] += confusion_matrix(parent_mask_HW[sure_HW], mask_HW[sure_HW], count)
         progress("comparing unlabelled images", done / len(names))
     confident = pairs[1] if has_logits else None
-    classes = unlabelled_classes(loaded.manifest.class_names, old_count, pairs[0], confident, images_K)
+    background = loaded.manifest.background
+    classes = unlabelled_classes(loaded.manifest.class_names, pairs[0], confident, images_K, background)
     known = [item.agreement for item in classes if item.agreement is not None]
     return Unlabelled(
         folder=str(folder),
@@ -117,7 +121,7 @@ def compare_unlabelled(
         bad_images=tuple(bad_images),
         classes=classes,
         agreement=float(np.mean(known)) if known else None,
-        moved=moved_share(pairs[0], loaded.manifest.class_names, old_count, loaded.manifest.background),
+        moved=moved_share(pairs[0], loaded.manifest.class_names, old_count, background),
     )
 
 
@@ -136,34 +140,40 @@ def confident_pixels(logits_CHW: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def unlabelled_classes(
     names: Sequence[str],
-    old_count: int,
     pairs: NDArray[np.int64],
     confident: NDArray[np.int64] | None,
     images_K: NDArray[np.int64],
+    background: str | None,
 ) -> tuple[UnlabelledClass, ...]:
     """What is to be said of each old class.
 
     Args:
-        names: of the bundle's classes, in channel order.
-        old_count: how many of them are old.
-        pairs: int64, K x K: pixels by the parent's channel (row) and the bundle's.
+        names: of the bundle's classes, in channel order; the old ones come first.
+        pairs: int64, all classes x all classes: pixels by the parent's channel (row) and the bundle's.
         confident: the same over the pixels of which the parent is confident; None without logits.
-        images_K: int64, K: images in which the parent shows each old class.
+        images_K: int64, K: in how many images each old class is shown.
+        background: its name, where there is one.
     """
+    old_count = len(images_K)
     agreement = class_iou(pairs[:old_count, :old_count])
     sure = None if confident is None else class_iou(confident[:old_count, :old_count])
     found = []
     for channel, name in enumerate(names[:old_count]):
         pixels = int(pairs[channel].sum())
-        moved = int(pairs[channel, old_count:].sum())
+        moved = int(pairs[channel, old_count:].sum()) / pixels if pixels else None
+        agreed = _known(agreement[channel])
+        kept = agreed
+        if name != background and moved is not None:
+            kept = min(agreed or 0.0, 1 - moved)
         found.append(
             UnlabelledClass(
                 name=name,
                 parent_pixels=pixels,
                 images=int(images_K[channel]),
-                agreement=_known(agreement[channel]),
+                agreement=agreed,
                 confident_agreement=None if sure is None else _known(sure[channel]),
-                moved=moved / pixels if pixels else None,
+                moved=moved,
+                kept=kept,
             )
         )
     return tuple(found)

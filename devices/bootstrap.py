@@ -8,8 +8,8 @@
 3. A bootstrap of few images is too narrow, because it draws from the images as if they were all there are. The normal
    quantiles are widened to sqrt(N / (N - 1)) t, as in the expanded percentile interval of Hesterberg (What Teachers
    Should Know About the Bootstrap, 2015). The degrees of freedom of t are those of the spread that the images show
-   (`freedom_of`): where most of a drop lies in a few of them, it is known as badly as from a few. In simulation
-   (`benchmarks/bootstrap_coverage.py`) both together cover 1 to 4 more cases in 100 with 20 images, and 1 with 60.
+   (`freedom_of`): where most of a drop lies in a few of them, it is known as badly as from a few
+   (`benchmarks/bootstrap_coverage.py`, ADR 0010).
 4. The same counts and seed give the same interval.
 5. An interval tells how much the images differ among each other, not whether they are enough: images that agree with
    one another give an interval without width, and be they two. How many it takes is asked by the verdict
@@ -98,7 +98,7 @@ def _each_left_out(image_count: int, start: int) -> NDArray[np.float64]:
 
 
 def freedom_of(deviations_N: NDArray[np.float64]) -> float:
-    """Degrees of freedom of a variance that is estimated from N deviations: 2 N / (kurtosis - 1), from 2 to N - 1.
+    """Degrees of freedom of a variance that is estimated from N deviations: 2 N / (kurtosis - 1), but 2 to N - 1.
 
     Of the chi-squared distribution with the mean and variance of the estimate (Satterthwaite, An Approximate
     Distribution of Estimates of Variance Components, 1946): the variance of a sample variance is about
@@ -158,9 +158,8 @@ def _interval(
         if widen:
             quantile = math.sqrt(count / (count - 1)) * student_quantile(share, freedom)
         z = bias + quantile
-        left = (
-            1 - acceleration * z
-        )  # |acceleration| is 1/6 at most, so nothing is left of a z beyond 6: the last sample
+        # |acceleration| is 1/6 at most, so that only a z beyond 6 can leave nothing: the last sample
+        left = 1 - acceleration * z
         ends.append(normal.cdf(bias + z / left if left > 0 else math.copysign(math.inf, z)))
     low, high = np.quantile(samples_B, ends)
     return Interval(value, float(low), float(high))

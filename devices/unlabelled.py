@@ -12,13 +12,16 @@ class UnlabelledClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent_pixels: int
     """Pixels that the parent gives to it."""
     images: int
-    """Images in which the parent gives it a pixel."""
+    """Images in which either mask gives it `edge_ilseg.devices.agreement.SHOWN` of the pixels or more."""
     agreement: float | None
     """IoU of the two masks, over the pixels that the bundle does not call new; None: neither shows the class."""
     confident_agreement: float | None
     """The same over the pixels of which the parent is confident; None without logits."""
     moved: float | None
     """Share of the parent's pixels that the bundle calls new."""
+    kept: float | None
+    """The lesser of the agreement and of what did not become new, which a limit for each class is held against. Of the
+    background, where new objects were before, the agreement alone. None: neither shows the class."""
 
 
 class Unlabelled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

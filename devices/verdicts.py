@@ -220,15 +220,16 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
     min_agreement_pct = MIN_AGREEMENT_PCT if given[0] is None else given[0]
     max_moved_pct = MAX_MOVED_PCT if given[1] is None else given[1]
     images = _judge_unlabelled_images(found, limits)
-    decided = functools.partial(_decided, found.images_of_old, limits.min_images)
+    single = judge_class_agreement(found, limits)
     if not found.images_counted:
         reason = "no image could be used"
         return (
             images,
             _unmeasured("unlabelled agreement", min_agreement_pct, "%", reason),
-            _unmeasured("class agreement", limits.min_class_agreement_pct, "%", reason),
+            single,
             _unmeasured("moved to new classes", max_moved_pct, "%", reason),
         )
+    decided = functools.partial(_decided, found.images_of_old, limits.min_images)
     shown = [item for item in found.classes if item.agreement is not None]
     if found.agreement is None or not shown:
         reason = "both models show no pixel of an old class where neither says new"
@@ -237,7 +238,6 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
         worst = min(shown, key=lambda item: item.agreement or 0.0)
         detail = f"least: {worst.name} {_pct(worst.agreement)} %"
         agreement = decided(at_least("unlabelled agreement", 100 * found.agreement, min_agreement_pct, "%", detail))
-    single = decided(_judge_class_agreement(found.classes, limits))
     if found.moved is None:
         reason = "the parent shows no pixel of an old class"
         return images, agreement, single, _unmeasured("moved to new classes", max_moved_pct, "%", reason)
@@ -247,26 +247,50 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
     return images, agreement, single, decided(moved)
 
 
-def _judge_class_agreement(classes: Sequence[UnlabelledClass], limits: Limits) -> Check:
-    """The class that agrees least, of those that the parent shows in `MIN_CLASS_IMAGES` images, as with labels.
+def judge_class_agreement(found: Unlabelled, limits: Limits, *, is_back: bool = False) -> Check:
+    """The class of which least was kept, of those that enough images show (`shown_enough`).
 
-    A class of which the bundle calls every pixel new has no agreement, and is gone: it counts as 0. One that fewer
-    images show, or none, is unknown: it keeps the check from passing, and breaks no limit.
+    One that fewer images show is unknown: it breaks no limit, and leaves the check undecided.
+
+    Args:
+        found: the comparison.
+        limits: for each class, and the number of images.
+        is_back: the bundle is the one that is given up for its older "parent": what the latter gives to an old class
+            and the bundle calls new is given up on purpose, so that agreement alone counts.
     """
     name: CheckName = "class agreement"
-    limit, enough = limits.min_class_agreement_pct, min(MIN_CLASS_IMAGES, limits.min_images)
-    known = [item for item in classes if item.images >= enough]
+    limit = limits.min_class_agreement_pct
+    known = shown_enough(found, limits, is_back=is_back)
+    unknown = ", ".join(item.name for item in found.classes if item not in known)
+    if not known and (limit is None or not any(item.images for item in found.classes)):
+        return _unmeasured(name, limit, "%", "no old class is shown in enough images")
     if not known:
-        reason = f"the parent shows no old class in {enough} image{'s' if enough != 1 else ''}"
-        return _unmeasured(name, limit, "%", reason)
-    worst = min(known, key=lambda item: item.agreement or 0.0)
-    gone = ", all of it is new now" if worst.agreement is None else ""
-    check = at_least(name, 100 * (worst.agreement or 0.0), limit, "%", f"{worst.name}, in {worst.images} images{gone}")
-    unknown = ", ".join(item.name for item in classes if item.images < enough)
-    if check.verdict != "passed" or not unknown:
-        return check
-    detail = f"fewer than {enough} images show {unknown}; least of the others: {check.detail}"
-    return msgspec.structs.replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED, detail=detail)
+        return Check(name, "too few images", f"too few images show {unknown}", None, limit, "%", EXIT_UNDECIDED)
+    worst = min(known, key=lambda item: kept_share(item, is_back=is_back))
+    detail = f"least: {worst.name}, in {worst.images} images"
+    if not is_back and worst.moved is not None and 1 - worst.moved < (worst.agreement or 0.0):
+        detail += f"; {_pct(worst.moved)} % of its pixels are new now"
+    check = at_least(name, 100 * kept_share(worst, is_back=is_back), limit, "%", detail)
+    if check.verdict == "passed" and unknown:
+        text = f"too few images show {unknown}; {detail}"
+        check = msgspec.structs.replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED, detail=text)
+    return _decided(found.images_of_old, limits.min_images, check)
+
+
+def shown_enough(found: Unlabelled, limits: Limits, *, is_back: bool = False) -> list[UnlabelledClass]:
+    """The old classes that a limit for each class can be held against: those that `MIN_CLASS_IMAGES` images show, as
+    with labels, or `min_images`, if that is less."""
+    enough = min(MIN_CLASS_IMAGES, limits.min_images)
+    return [
+        item
+        for item in found.classes
+        if item.images >= enough and (item.agreement if is_back else item.kept) is not None
+    ]
+
+
+def kept_share(item: UnlabelledClass, *, is_back: bool = False) -> float:
+    """What a limit for each class is held against."""
+    return (item.agreement if is_back else item.kept) or 0.0
 
 
 def _decided(images: int, needed: int, check: Check) -> Check:

@@ -206,19 +206,20 @@ def test_degrees_of_freedom_are_those_of_the_variance_s_own_variance() -> None:
     variances_B = sets_BN.var(axis=1, ddof=1)
     found = 2 * variances_B.mean() ** 2 / variances_B.var()
     assert found == pytest.approx(2 * 30 / (6 - 1), rel=0.05)
-    assert np.median([freedom_of(row_N - row_N.mean()) for row_N in sets_BN[:2000]]) == pytest.approx(found, rel=0.6)
+    middle = np.median([freedom_of(row_N - row_N.mean()) for row_N in sets_BN[:2000]])
+    assert found < middle < (found + 29) / 2  # a sample shows less of its tails than there is, and more than none
 
 
-def test_an_end_that_is_moved_beyond_all_samples_is_the_last_one() -> None:
-    """One image of thirty holds the whole drop, and is in two of three samples."""
-
-    def weighted(weights_BN: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (weights_BN[:, :1] > 0) * 1.0 + weights_BN[:, :1] * 1e-6
-
-    recorder = Recorder(weighted)
-    found = bootstrap_intervals(recorder, 30)[0]
-    samples_B = recorder.resamples(30)[:, 0]
-    assert found.low <= found.value <= found.high == samples_B.max()
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_end_that_is_moved_beyond_all_samples_is_the_last_one(sign: int) -> None:
+    """A value that one sample of 2000 exceeds (z0 is 3.3) and that one image of thirty holds (a is 1/6, t 4.3): the
+    formula has lost its meaning, 1 - a (z0 + t) is below zero, and an end must not come out on the other side."""
+    samples_B = sign * np.linspace(0.0, 1.0, 2000)
+    jackknife_N = sign * (1.0 - np.eye(30)[0])
+    value = float(samples_B[-2])
+    found = bootstrap._interval(value, samples_B, jackknife_N, 0.95, True)
+    assert (found.high if sign > 0 else found.low) == sign
+    assert found.low < found.high
 
 
 def test_few_images_have_a_wider_interval_than_bca_and_many_have_the_same() -> None:
@@ -452,3 +453,11 @@ def test_the_interval_holds_the_true_drop_in_93_to_97_of_100_cases(image_count: 
     share_M = np.mean([covered_cases(World(), image_count, 400, seed=seed).within_M / 400 for seed in range(3)], axis=0)
     assert 0.93 <= share_M[0] <= 0.97
     assert (share_M > 0.92).all()
+
+
+@pytest.mark.slow
+def test_the_fewest_images_that_decide_miss_little_more_than_one_case_in_twenty() -> None:
+    """As above; with N - 1 degrees of freedom the mean is at 91.3 % (seed 1), and a class at 89.8."""
+    share_M = np.mean([covered_cases(World(), 20, 400, seed=seed).within_M / 400 for seed in range(3)], axis=0)
+    assert 0.92 <= share_M[0] <= 0.97
+    assert (share_M > 0.91).all()

@@ -192,6 +192,18 @@ def test_the_help_of_a_device_command_loads_neither_numpy_nor_anything_else_that
     assert (done.returncode, done.stderr.strip()) == (0, "0")
 
 
+def test_a_verification_without_labels_opens_no_data_set_and_for_json_draws_no_table(tmp_path: Path) -> None:
+    program = f"""
+    import sys
+    from edge_ilseg.cli import run
+    code = run(["verify", {str(tmp_path / "nothing")!r}, "--json"])
+    print(code, *sorted({{"rich", "edge_ilseg.data"}} & set(sys.modules)), file=sys.stderr)
+    """
+    done = run_python(program)
+    assert (done.returncode, done.stderr.strip()) == (0, "3")
+    assert '"integrity"' in done.stdout
+
+
 def test_importing_the_command_loads_no_runtime() -> None:
     program = """
     import sys

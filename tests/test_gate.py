@@ -149,6 +149,44 @@ def test_frames_without_labels_tell_what_was_forgotten(
     assert lost.reason.startswith("the active model sees grass, background otherwise; unlabelled agreement")
 
 
+def write_frames(folder: Path, count: int, names: list[str]) -> str:
+    folder.mkdir()
+    for number, image_HWC in enumerate(color_images(count, names, seed=3)):
+        Image.fromarray(image_HWC).save(folder / f"{number:02}.png")
+    return str(folder)
+
+
+def test_a_limit_for_each_class_is_open_where_frames_do_not_show_each_class(good: Slots, tmp_path: Path) -> None:
+    """As with labels: what nobody has seen was not proved."""
+    release = release_of(good[0], Limits(min_class_agreement_pct=50.0))
+    shown = write_frames(tmp_path / "all", ENOUGH, list(BASE))
+    assert ask(good, settings(images=shown), tmp_path, release).outcome == "passed"
+    frames = write_frames(tmp_path / "some", ENOUGH, ["background", "apple"])
+    verdict = ask(good, settings(images=frames), tmp_path, release)
+    assert (verdict.outcome, verdict.is_taken) == ("too few images", False)
+    assert "class agreement" in verdict.reason
+    assert "too few images show grass" in verdict.reason
+    assert ask(good, settings(images=frames, accept_too_few=True), tmp_path, release).is_taken
+    assert ask(good, settings(images=frames), tmp_path).outcome == "passed"  # without such a limit
+
+
+@pytest.mark.parametrize("forget", [None, "grass"])
+def test_frames_tell_what_would_be_lost_by_going_back_class_by_class(forget: str | None, tmp_path: Path) -> None:
+    """What the older model gives to an old class and the active one calls a boat is given up on purpose."""
+    write_bundle(tmp_path / "active", GROWN, step_id="b" * 64, parent_id="a" * 64)
+    write_bundle(tmp_path / "new", BASE, step_id="a" * 64, forget=forget)
+    slots = make_slot(tmp_path / "new"), make_slot(tmp_path / "active")
+    frames = write_frames(tmp_path / "frames", ENOUGH, list(GROWN))
+    limits = Limits(min_class_agreement_pct=50.0, min_agreement_pct=1.0)
+    verdict = ask(slots, settings(images=frames), tmp_path, release_of(slots[0], limits))
+    if forget is None:
+        assert (verdict.outcome, verdict.evidence) == ("passed", ("frames",))
+    else:
+        assert (verdict.outcome, verdict.disagreeing[0]) == ("refused", "grass")
+        assert verdict.reason.startswith("the active model sees grass")
+        assert "class agreement 0 % (limit 50; least: grass, in " in verdict.reason
+
+
 def test_images_shipped_with_the_release_are_used(forgetful: Slots, images: Path, tmp_path: Path) -> None:
     slot = tmp_path / "slot"
     shutil.copytree(forgetful[0], slot)
@@ -408,6 +446,19 @@ def test_limits_in_the_bundle_loosen_nothing_in_the_gate(forgetful: Slots, image
 
 
 @pytest.mark.slow
+def test_a_model_that_the_profile_does_not_take_is_not_run_in_the_gate(
+    good: Slots, images: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "small.toml"
+    profile.write_text(
+        f'description = "small"\nmachine = "{os.uname().machine}"\nint8_flags = []\n'
+        "[input_size]\nwidth_px = 1\nheight_px = 1\n"
+    )
+    verdict = ask(good, settings(images, profile=str(profile)), tmp_path)
+    assert (verdict.outcome, verdict.is_taken) == ("cannot be judged", False)
+    assert "the bundle's input is larger than the device profile" in verdict.reason
+
+
 def test_what_a_profile_says_is_held_in_the_gate_also_where_it_is_the_default(good: Slots, tmp_path: Path) -> None:
     profile = tmp_path / "strict.toml"
     profile.write_text(

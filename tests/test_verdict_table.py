@@ -63,7 +63,7 @@ def large_report(report: VerifyReport, *, old: int, new: int, unlabelled: bool, 
         parent_miou_old=0.9,
     )
     seen = tuple(
-        UnlabelledClass(name, 1000, 9, 0.9 - 0.01 * number, None, 0.1) for number, name in enumerate(names[:old])
+        UnlabelledClass(name, 1000, 9, 0.9 - 0.01 * number, None, 0.1, 0.8) for number, name in enumerate(names[:old])
     )
     checks = tuple(
         msgspec.structs.replace(check, verdict="failed", exit_code=1, detail="the reason is long " * 20)

@@ -20,11 +20,15 @@ from msgspec.structs import replace
 
 from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.retention import MAX_OLD_MIOU_DROP_PCT, ClassDrop, judge_class_drops, judge_drop
+from edge_ilseg.devices.unlabelled import UnlabelledClass
 from edge_ilseg.devices.update.gate_records import Evidence, Fall, GateSettings, GateVerdict
+from edge_ilseg.devices.verdicts import judge_class_agreement, kept_share, shown_enough
 from edge_ilseg.devices.verify_report import CHECKS, Check, CheckName, ClassScore, VerifyReport
 
 DROPS: tuple[CheckName, CheckName] = ("old mIoU drop", "old class drop")
 RETENTION: frozenset[CheckName] = frozenset((*DROPS, "unlabelled agreement", "class agreement", "moved to new classes"))
+EACH_HAS_A_LIMIT: tuple[CheckName, ...] = (*DROPS, "class agreement")
+"""Checks that leave a release undecided where too few images show what they are about (rule 4)."""
 NOT_ITS_FAULT: frozenset[CheckName] = frozenset(("images", "parent's golden outputs"))
 """Checks that fail because of this device or of the active model (rule 1)."""
 OUT_OF_MEMORY = re.compile(r"alloc|out of memory|MemoryError", re.IGNORECASE)
@@ -72,7 +76,7 @@ def decide(runs: Sequence[Run], settings: GateSettings, *, is_busy: bool) -> Gat
     if not seen:
         reason = f"nothing here measures what was forgotten: {_why_unmeasured(runs, settings)}"
         return replace(facts, outcome="cannot be judged", is_taken=settings.allow_unjudged, reason=reason)
-    open_checks = [check for name in DROPS if (check := _too_few(found, name)) is not None]
+    open_checks = [check for name in EACH_HAS_A_LIMIT if (check := _too_few(found, name)) is not None]
     if open_checks:
         reason = "the images are too few to tell: " + "; ".join(f"{item.name} {_shown(item)}" for item in open_checks)
         return replace(facts, outcome="too few images", is_taken=settings.accept_too_few, reason=reason)
@@ -87,7 +91,9 @@ def findings(run: Run) -> tuple[Check, ...]:
     if run.direction != "back":
         return tuple(check for check in run.report.checks if check.name != "unlabelled images")
     checks = {check.name: check for check in run.report.checks}
-    kept = [checks[name] for name in ("images", "unlabelled agreement", "class agreement")]
+    kept = [checks[name] for name in ("images", "unlabelled agreement")]
+    frames, limits = run.report.unlabelled, run.report.limits
+    kept.append(checks["class agreement"] if frames is None else judge_class_agreement(frames, limits, is_back=True))
     kept.append(replace(checks["golden outputs"], name="parent's golden outputs"))
     broken = [check for name in ("integrity", "fit") if (check := checks[name]).verdict == "failed"]
     return (*(replace(check, name="images") for check in broken), *kept, *_drops_back(run.report))
@@ -212,19 +218,26 @@ def _facts(runs: Sequence[Run], seen: tuple[Evidence, ...]) -> GateVerdict:
 
 
 def _disagreeing(run: Run) -> tuple[str, ...]:
-    """Old classes that are beyond a limit which the frames as a whole have broken; the gravest first."""
-    found = {check.name: check for check in findings(run) if check.verdict == "failed" and check.value is not None}
-    frames, names = run.report.unlabelled, []
-    moved, least_pct = (
-        found.get("moved to new classes"),
-        [found[name].limit or 0 for name in ("unlabelled agreement", "class agreement") if name in found],
-    )
-    for item in sorted(frames.classes, key=lambda item: item.agreement or 0.0) if frames is not None else ():
-        is_low = item.agreement is not None and 100 * item.agreement < max(least_pct, default=0)
-        is_gone = moved is not None and item.moved is not None and 100 * item.moved > (moved.limit or 0)
-        if (is_low or is_gone) and (item.name != run.background or is_low):
-            names.append(item.name)
-    return tuple(names)
+    """Old classes that are beyond a limit which the frames have broken, in the mean or for one class; gravest first."""
+    frames, is_back = run.report.unlabelled, run.direction == "back"
+    if frames is None:
+        return ()
+    broken = {
+        check.name: check.limit
+        for check in findings(run)
+        if check.verdict == "failed" and check.value is not None and check.limit is not None
+    }
+    names: list[UnlabelledClass] = []
+    if (limit := broken.get("unlabelled agreement")) is not None:
+        names += [item for item in frames.classes if item.agreement is not None and 100 * item.agreement < limit]
+    if (limit := broken.get("class agreement")) is not None:
+        enough = shown_enough(frames, run.report.limits, is_back=is_back)
+        names += [item for item in enough if 100 * kept_share(item, is_back=is_back) < limit]
+    if (limit := broken.get("moved to new classes")) is not None:
+        others = [item for item in frames.classes if item.name != run.background]
+        names += [item for item in others if item.moved is not None and 100 * item.moved > limit]
+    names.sort(key=lambda item: kept_share(item, is_back=is_back))
+    return tuple(dict.fromkeys(item.name for item in names))
 
 
 def _tells_new(check: Check) -> bool:

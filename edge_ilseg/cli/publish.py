@@ -91,7 +91,7 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--max-class-drop", type=LIMIT, help="Points of IoU a single old class may lose.  [10]"),
             click.option("--min-new-iou", type=LIMIT, help="Least mean IoU of the new classes, per cent."),
             click.option("--min-agreement", type=LIMIT, help="Without labels: least agreement with the model before."),
-            click.option("--min-class-agreement", type=LIMIT, help="The same of each single old class."),
+            click.option("--min-class-agreement", type=LIMIT, help="Without labels: least kept of each old class."),
             click.option("--max-moved", type=LIMIT, help="Without labels: most old pixels that became new ones."),
             click.option("--max-latency-ms", type=LIMIT, help="Highest 95th percentile of the latency."),
             click.option("--max-rss-mib", type=LIMIT, help="Highest peak memory of a process that runs the model."),
