@@ -226,6 +226,7 @@ def check_works(plan: ScenarioPlan, method: str) -> None:
     Raises:
         ConfigError: it is unknown, or cannot work, and why.
     """
+    _check_room(plan)
     settings = plan.step_settings(1, method, 0)
     fitted, _ = fit_step_method(settings, plan.model, hides_old=plan.hides_old, background=plan.background)
     leave = {"[train]": plan.train.statistics, "[step]": plan.step.statistics or len(plan.classes) == 2}
@@ -238,6 +239,14 @@ def check_works(plan: ScenarioPlan, method: str) -> None:
         )
     if fitted.is_closed_form:
         _check_sums_fit(plan, method)
+
+
+def _check_room(plan: ScenarioPlan) -> None:
+    """Refuse a preallocated head that has no channel for the last classes."""
+    from edge_ilseg.models.head import check_growth
+
+    old, new = len(plan.classes[0]), sum(map(len, plan.classes[1:]))
+    check_growth(new, "default", None, old, plan.model.preallocated_classes or None)
 
 
 def _check_sums_fit(plan: ScenarioPlan, method: str) -> None:

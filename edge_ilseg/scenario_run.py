@@ -182,7 +182,9 @@ def _tasks(
         if joint:
             every_class = tuple(name for step_classes in plan.classes for name in step_classes)
             settings = plan.joint_settings(seed)
-            whole = msgspec.structs.replace(config, classes=ClassesConfig(every_class), train=settings)
+            model = msgspec.structs.replace(plan.model, preallocated_classes=0)  # no class is left for later
+            classes = ClassesConfig(every_class)
+            whole = msgspec.structs.replace(config, classes=classes, model=model, train=settings)
             yield Task(joint_folder(folder, seed), whole, BASE_STEP, settings.iterations)
 
 

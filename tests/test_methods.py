@@ -159,6 +159,61 @@ def test_where_old_pixels_are_void_output_distillation_covers_them_unless_the_us
         fit_method(METHODS["mib"], hides_old=True, background=None, given=("head_init",))
 
 
+PRESETS: dict[str, tuple[str, dict[str, float], dict[str, object]]] = {
+    "finetune": ("none", {}, {}),
+    "kd-output": ("none", {"kd_output": 1.0}, {}),
+    "freeze": ("encoder", {}, {}),
+    "freeze+kd-output": ("encoder", {"kd_output": 1.0}, {}),
+    "kd-feature": ("none", {"kd_feature": 1.0}, {}),
+    "kd-feature-plain": ("none", {"kd_feature_plain": 50.0}, {}),
+    "kd-output+kd-feature": ("none", {"kd_output": 1.0, "kd_feature": 1.0}, {}),
+    "kd-dilation": ("none", {"kd_dilation": 1.0}, {}),
+    "freeze+kd-dilation": ("encoder", {"kd_dilation": 1.0}, {}),
+    "kd-output+kd-dilation": ("none", {"kd_output": 1.0, "kd_dilation": 1.0}, {}),
+    "kd-similarity": ("none", {"kd_similarity": 1.0}, {}),
+    "kd-similarity-pooled": ("none", {"kd_similarity": 1.0}, {"similarity_pooling": "spatial"}),
+    "freeze+kd-similarity": ("encoder", {"kd_similarity": 1.0}, {}),
+    "ilt": (
+        "none",
+        {"kd_output": 100.0, "kd_feature_plain": 100.0},
+        {"kd_softmax": "old", "kd_mask": "all", "kd_classes": "mean"},
+    ),
+    "mib": ("none", {"kd_unbiased": 10.0}, {"cross_entropy": "unbiased", "head_init": "background"}),
+    "plop": ("none", {"local_pod": 1.0}, {"pseudo_labels": "entropy", "head_init": "background"}),
+    "balanced": ("none", {"kd_output": 1.0}, {"logit_adjustment": 0.5, "new_share": 0.7}),
+    "freeze+balanced": ("encoder", {"kd_output": 1.0}, {"logit_adjustment": 0.5, "new_share": 0.7}),
+    "analytic": ("all_but_head", {}, {"head_fit": "closed-form"}),
+}
+"""As docs/method.md has them: what is frozen, the weights, and the switches that are not the paper's."""
+
+
+def test_the_presets_are_what_the_documentation_says_and_everything_else_is_the_papers_value() -> None:
+    papers = {
+        "cross_entropy": "plain",
+        "logit_adjustment": 0.0,
+        "smallest_frequency": 0.01,
+        "new_share": 1.0,
+        "pseudo_labels": "none",
+        "kd_softmax": "all",
+        "kd_mask": "old_pixels",
+        "kd_classes": "sum",
+        "kd_temperature": 1.0,
+        "kd_alpha": 1.0,
+        "similarity_layer": "branches",
+        "similarity_pooling": "none",
+        "head_init": "default",
+        "head_fit": "gradient",
+        "ridge": 0.01,
+        "balance": 0.4,
+    }
+    assert set(papers) == set(SWITCHES)
+    assert set(PRESETS) == set(METHODS)
+    for name, (freeze, losses, switches) in PRESETS.items():
+        method = METHODS[name]
+        assert (method.freeze, method.losses) == (freeze, losses), name
+        assert {switch: getattr(method, switch) for switch in SWITCHES} == papers | switches, name
+
+
 def test_every_method_term_and_switch_is_in_the_documentation() -> None:
     text = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
     for name in (*METHODS, *TERM_NAMES, *SWITCHES):

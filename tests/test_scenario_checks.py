@@ -119,6 +119,18 @@ def test_a_scenario_needs_a_split_to_score_on() -> None:
         make_plan(config=config)
 
 
+def test_a_preallocated_head_without_room_for_the_last_classes_is_refused_before_anything_is_trained() -> None:
+    for room, fits in ((1, False), (2, True), (0, True)):
+        plan = make_plan(
+            "6+1x2", msgspec.structs.replace(CONFIG, model=msgspec.structs.replace(SPEC, preallocated_classes=room))
+        )
+        if fits:
+            check_works(plan, "kd-output")
+        else:
+            with pytest.raises(ConfigError, match=r"no room for the new classes(.|\n)*2 to add"):
+                check_works(plan, "kd-output")
+
+
 def test_a_closed_form_whose_sums_step_0_would_not_leave_is_refused() -> None:
     """Of ResNet-50 with 16 classes they are 290 MiB; nothing of it is built."""
     large = msgspec.structs.replace(SPEC, backbone="resnet50", decoder_channels=128)

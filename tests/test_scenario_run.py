@@ -111,12 +111,13 @@ def test_a_killed_run_goes_on_to_the_result_of_one_that_was_not(finished: Path, 
             process.kill()
     before = {path for path in folder.rglob("step.json")}
     assert before
-    assert len(before) < len(list((finished / "seed-0").rglob("step.json"))) + 1
+    assert len(before) < len(list((finished / "seed-0").rglob("step.json")))
     run_scenario(folder, plan, ("finetune", "freeze+kd-output"), (0,), accelerator="cpu")
-    mine, theirs = open_workspace(folder / "seed-0"), open_workspace(finished / "seed-0")
-    assert mine.step_names() == theirs.step_names()
-    for name in mine.step_names():
-        assert mine.read_step(name).weights_sha256 == theirs.read_step(name).weights_sha256, name
+    for part in ("seed-0", "seed-0-joint"):
+        mine, theirs = open_workspace(folder / part), open_workspace(finished / part)
+        assert mine.step_names() == theirs.step_names()
+        for name in mine.step_names():
+            assert mine.read_step(name).weights_sha256 == theirs.read_step(name).weights_sha256, name
 
 
 def test_a_folder_keeps_the_settings_of_its_first_run(finished: Path) -> None:
@@ -316,6 +317,21 @@ def test_showing_a_folder_without_a_run_says_so(tmp_path: Path, capsys: pytest.C
     assert "holds no run of a scenario" in capsys.readouterr().err
 
 
+def test_a_preallocated_head_is_that_of_the_chains_and_joint_training_has_its_classes_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = msgspec.structs.replace(CONFIG, model=msgspec.structs.replace(SPEC, preallocated_classes=2))
+    run_scenario(folder, make_plan(config=config), ("balanced", "kd-output"), (0,), accelerator="cpu")
+    reserved = {}
+    for part in (folder / "seed-0", joint_folder(folder, 0)):
+        workspace = open_workspace(part)
+        for name in workspace.step_names():
+            model = load_model(workspace.step_folder(name), workspace.read_step(name))
+            reserved[part.name, name] = (model.class_count, model.reserved_count)
+    chains = {("seed-0", f"{k:02}-{method}"): (7 + k, 2 - k) for k in (1, 2) for method in ("balanced", "kd-output")}
+    base = {("seed-0", "00-base"): (7, 2), ("seed-0-joint", "00-base"): (9, None)}  # with the background
+    assert reserved == base | chains
+
+
 def test_a_step_costs_the_same_however_many_were_taken(tmp_path: Path) -> None:
     """Size: each step adds one row of the classifier to the weights, and nothing else."""
     folder = tmp_path / "run"
@@ -328,6 +344,21 @@ def test_a_step_costs_the_same_however_many_were_taken(tmp_path: Path) -> None:
     ]
     grown = {later - earlier for earlier, later in itertools.pairwise(numbers)}
     assert grown == {SPEC.decoder_channels + 1}
+
+
+def test_a_closed_form_grows_by_its_classes_and_not_by_its_steps(tmp_path: Path) -> None:
+    """Its sums: of each class a triangle of the features' products, their sum and a number, whatever step taught it."""
+    sizes: dict[str, list[int]] = {}
+    for scenario in ("4+1x4", "4+4"):
+        folder = tmp_path / scenario
+        run_scenario(folder, make_plan(scenario), ("analytic",), (0,), joint=False, accelerator="cpu")
+        workspace = open_workspace(folder / "seed-0")
+        sizes[scenario] = [
+            (workspace.step_folder(name) / "statistics.safetensors").stat().st_size for name in workspace.step_names()
+        ]
+    grown = [later - earlier for earlier, later in itertools.pairwise(sizes["4+1x4"])]
+    assert max(grown) - min(grown) < 100  # digits in the file's head
+    assert sizes["4+1x4"][-1] == pytest.approx(sizes["4+4"][-1], abs=200)
 
 
 def test_steps_trained_at_the_same_time_have_the_weights_of_those_trained_one_after_another(tmp_path: Path) -> None:

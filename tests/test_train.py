@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -37,19 +38,19 @@ def view() -> StepView:
     return StepView(dataset, dataset.ids("train"), lookup)
 
 
-def make_student() -> tuple[SegmentationModel, SegmentationModel]:
+def make_student(spec: ModelSpec = SPEC) -> tuple[SegmentationModel, SegmentationModel]:
     torch.manual_seed(1)
-    teacher = build_model(SPEC, (8,))
+    teacher = build_model(spec, (8,))
     student = copy.deepcopy(teacher)
     student.grow(1)
     return student, teacher
 
 
-def run(view: StepView, method: Method, settings: TrainConfig = SETTINGS) -> SegmentationModel:
-    student, teacher = make_student()
+def run(view: StepView, method: Method, settings: TrainConfig = SETTINGS, spec: ModelSpec = SPEC) -> SegmentationModel:
+    student, teacher = make_student(spec)
     train(
         student,
-        training_batches(view, SPEC, settings),
+        training_batches(view, spec, settings),
         settings,
         teacher=teacher,
         method=method,
@@ -69,6 +70,20 @@ def test_a_frozen_encoder_is_bit_identical_after_the_step(view: StepView, name: 
     for key, tensor in teacher.encoder.state_dict().items():
         assert torch.equal(tensor, student.encoder.state_dict()[key]), key
     assert encoder_sha256(student) == encoder_sha256(teacher)
+    decoder = student.decoder.state_dict()
+    assert any(not torch.equal(tensor, decoder[key]) for key, tensor in teacher.decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet18"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_real_encoder_that_is_frozen_is_bit_identical_too(view: StepView, backbone: str, precision: str) -> None:
+    spec = msgspec.structs.replace(SPEC, backbone=backbone)
+    settings = TrainConfig(iterations=2, batch_size=2, weight_decay=0.1, batch_norm="train", precision=precision)  # type: ignore[arg-type]
+    _, teacher = make_student(spec)
+    student = run(view, METHODS["freeze+kd-output"], settings, spec)
+    for key, tensor in teacher.encoder.state_dict().items():
+        assert torch.equal(tensor, student.encoder.state_dict()[key]), key
+    assert any("running_var" in key for key in teacher.encoder.state_dict())
     decoder = student.decoder.state_dict()
     assert any(not torch.equal(tensor, decoder[key]) for key, tensor in teacher.decoder.state_dict().items())
 
