@@ -172,12 +172,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def split_method(text: str) -> tuple[str, str | None]:
-    """`kd-output@stages:2` is a method and the cut point that takes the place of its own; without @ it is None."""
-    name, separator, freeze = text.partition("@")
-    return name, freeze if separator else None
-
-
 def resolve_method(
     name: str, *, freeze: str | None = None, losses: Mapping[str, float] | None = None, **switches: object
 ) -> Method:

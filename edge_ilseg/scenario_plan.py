@@ -1,7 +1,8 @@
 """What a scenario compares: its classes step by step, its data, and the settings that all methods share.
 
 1. Settings that change a method are left out: each chain has its own, as its preset is.
-2. A method may be named with another cut point than its preset's: `kd-output@stages:2` freezes the first two stages.
+2. A method may be named with another cut point than its preset's, and with weights and switches set by hand:
+   `kd-output@stages:2:kd_output=2` (`edge_ilseg.method_text`).
 3. The background, where there is one, belongs to step 0, whatever the class order.
 4. Whatever can be found out before anything is trained is found out here.
 5. A folder keeps the plan of its first run.
@@ -17,13 +18,14 @@ import msgspec
 from msgspec import Meta
 
 from edge_ilseg.classes import resolve_classes
-from edge_ilseg.config import Config, DataConfig, StepConfig, TrainConfig
+from edge_ilseg.config import Config, DataConfig, StepConfig, TrainConfig, step_method
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import DatasetInfo
 from edge_ilseg.data.step_view import class_pixels, count_pixels
 from edge_ilseg.errors import ConfigError, WorkspaceError
 from edge_ilseg.files import disk_error, write_bytes
-from edge_ilseg.methods import SWITCHES, split_method
+from edge_ilseg.method_text import parse_method
+from edge_ilseg.methods import SWITCHES, check_switches_act
 from edge_ilseg.models.spec import ModelSpec
 from edge_ilseg.planning import fit_step_method
 from edge_ilseg.progress import ProgressCallback, no_progress
@@ -63,12 +65,11 @@ class ScenarioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.data.setup != "sequential"
 
     def step_settings(self, index: int, method: str, seed: int) -> StepConfig:
-        """How increment `index` is trained with a method, or with one at another cut point (rule 2)."""
+        """How increment `index` is trained with a method, as it is or with settings of its own (rule 2)."""
         iterations = self.step.iterations
         if self.iterations_per_class is not None:
             iterations = self.iterations_per_class * len(self.classes[index])
-        name, freeze = split_method(method)
-        return msgspec.structs.replace(self.step, method=name, freeze=freeze, iterations=iterations, seed=seed)
+        return parse_method(method).settings(msgspec.structs.replace(self.step, iterations=iterations, seed=seed))
 
     def base_settings(self, seed: int) -> TrainConfig:
         """How step 0 is trained."""
@@ -229,6 +230,7 @@ def check_works(plan: ScenarioPlan, method: str) -> None:
     _check_room(plan)
     settings = plan.step_settings(1, method, 0)
     fitted, _ = fit_step_method(settings, plan.model, hides_old=plan.hides_old, background=plan.background)
+    check_switches_act(step_method(settings), parse_method(method).switches)
     leave = {"[train]": plan.train.statistics, "[step]": plan.step.statistics or len(plan.classes) == 2}
     if fitted.is_closed_form and not all(leave.values()):
         raise ConfigError(

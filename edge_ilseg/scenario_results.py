@@ -16,7 +16,8 @@ import msgspec
 
 from edge_ilseg.checkpoint import StepRecord
 from edge_ilseg.errors import WorkspaceError
-from edge_ilseg.methods import METHODS, split_method
+from edge_ilseg.method_text import parse_method
+from edge_ilseg.methods import METHODS
 from edge_ilseg.metrics import Metrics
 from edge_ilseg.scenario_plan import ScenarioPlan, read_plan, replacements
 from edge_ilseg.scenario_run import FAILED, JOINT, joint_folder, seed_folder
@@ -118,7 +119,7 @@ def collect(plan: ScenarioPlan, chains: Sequence[Chain], failed: Mapping[tuple[s
 
 
 def _replaced(plan: ScenarioPlan, methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    presets = [method for method in dict.fromkeys(methods) if split_method(method)[0] in METHODS]
+    presets = [method for method in dict.fromkeys(methods) if parse_method(method).preset in METHODS]
     noted = {method: replacements(plan, method) for method in presets}
     return {method: notes for method, notes in noted.items() if notes}
 

@@ -16,7 +16,9 @@ from edge_ilseg.config import Config, DataConfig, step_method
 from edge_ilseg.errors import ConfigError
 from edge_ilseg.methods import METHODS
 from edge_ilseg.scenario_plan import check_works, fix_plan, plan_scenario, replacements
+from edge_ilseg.scenario_results import markdown, read_results
 from edge_ilseg.scenario_run import run_scenario
+from edge_ilseg.workspace import open_workspace
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,53 @@ def test_a_method_at_another_cut_point_is_that_method_with_less_frozen() -> None
             check_works(plan, unknown)
     with pytest.raises(ConfigError, match="always zero"):
         check_works(plan, "kd-feature@encoder")
+
+
+def test_weights_and_switches_of_a_method_can_be_set_by_hand() -> None:
+    plan = make_plan()
+    settings = plan.step_settings(1, "kd-output@stages:2:kd_output=2:kd_temperature=3:head_init=scaled", 1)
+    assert (settings.method, settings.freeze, settings.losses) == ("kd-output", "stages:2", {"kd_output": 2.0})
+    assert (settings.kd_temperature, settings.head_init, settings.seed) == (3.0, "scaled", 1)
+    method = step_method(settings)
+    assert (method.freeze, method.losses, method.kd_temperature) == ("stages:2", {"kd_output": 2.0}, 3.0)
+    beside = step_method(plan.step_settings(1, "kd-output:kd_similarity=0.5", 0))
+    assert (beside.freeze, beside.losses) == ("none", {"kd_output": 1.0, "kd_similarity": 0.5})
+    assert plan.step_settings(1, "kd-output", 0) == msgspec.structs.replace(plan.step, method="kd-output")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kd-output:kd_outptu=2", "no loss term and no switch(.|\n)*did you mean 'kd_output'"),
+        ("kd-output:kd_output=two", "cannot be used(.|\n)*kd_output=two(.|\n)*float"),
+        ("kd-output:kd_temperature=0", "cannot be used(.|\n)*kd_temperature=0"),
+        ("kd-output:kd_mask=old", "cannot be used(.|\n)*kd_mask=old"),
+        ("kd-output:kd_output=1:kd_output=2", "twice"),
+        ("kd-output:kd_output=-1", "out of range"),
+        ("kd-output:kd_output=2@stages:2", "cannot be used"),
+        ("finetune:kd_temperature=2", "changes nothing here"),
+        ("freeze:kd_feature=1", "same features"),
+        ("analytic:kd_output=1", "closed form"),
+        ("kd-outptu:kd_output=1", "did you mean 'kd-output'"),
+        (":kd_output=1", "no such method"),
+    ],
+)
+def test_a_setting_of_a_method_that_cannot_be_used_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_works(make_plan(), text)
+
+
+def test_chains_that_are_set_by_hand_stand_beside_their_preset(tmp_path: Path) -> None:
+    folder, name = tmp_path / "run", "kd-output:kd_output=5:kd_temperature=2"
+    run_scenario(folder, make_plan("6+2"), ("kd-output", name), (0,), joint=False, accelerator="cpu")
+    workspace = open_workspace(folder / "seed-0")
+    assert workspace.step_names() == ("00-base", "01-kd-output", f"01-{name}")
+    record = workspace.read_step(f"01-{name}")
+    assert record.method is not None
+    assert (record.method.losses, record.method.kd_temperature) == ({"kd_output": 5.0}, 2.0)
+    assert record.weights_sha256 != workspace.read_step("01-kd-output").weights_sha256
+    assert {item.method for item in read_results(folder).summaries} == {"kd-output", name}
+    assert f"| {name} |" in markdown(read_results(folder))
 
 
 def test_what_is_replaced_on_this_data_is_told_with_the_results(msrc_root: Path) -> None:

@@ -12,7 +12,7 @@ from edge_ilseg.cli.json_option import json_option
 from edge_ilseg.cli.options import names, parse_data_options, parse_size
 from edge_ilseg.cli.scenario_tables import show_results
 from edge_ilseg.errors import ConfigError, check_extra
-from edge_ilseg.methods import METHODS, resolve_method, split_method
+from edge_ilseg.methods import METHODS
 from edge_ilseg.scenario import CLASS_ORDERS, SETUPS
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def scenario() -> None:
     default="finetune,freeze+kd-output",
     show_default=True,
     metavar="A,B,... or all",
-    help="Presets; kd-output@stages:2 is one at another cut point.",
+    help="Presets; kd-output@stages:2:kd_output=3 is one that is set by hand.",
 )
 @click.option("--seeds", default="1", show_default=True, metavar="N or A,B,...", help="How many, or which (`2,` is 2).")
 @click.option("--joint/--no-joint", default=True, show_default=True, help="Train the upper bound, too.")
@@ -124,9 +124,11 @@ def run(
     edge-ilseg scenario run msrc:16+5 --root DATA/msrc-v2 --methods finetune,freeze+kd-output --seeds 3
     edge-ilseg scenario run voc:15+1x5 --root VOCdevkit --methods all --setup overlapped
     edge-ilseg scenario run shapes:6+1x2 --backbone tiny --size 96x96 --class-order random
+    edge-ilseg scenario run shapes:6+2 --methods kd-output,kd-output:kd_output=3,kd-output:kd_temperature=2
     """
     from edge_ilseg.cli.progress_bar import progress_bar
-    from edge_ilseg.config import override
+    from edge_ilseg.config import override, step_method
+    from edge_ilseg.method_text import parse_method
     from edge_ilseg.pipeline import TRAINING_MODULES
     from edge_ilseg.scenario_plan import plan_scenario, without_changes
     from edge_ilseg.scenario_results import read_results
@@ -147,8 +149,7 @@ def run(
         click.echo("losses, switches and freeze of [step] are left out: each method is its preset", err=True)
     chosen = () if method_names == "all" else tuple(dict.fromkeys(names(method_names)))
     for name in chosen:
-        method, freeze = split_method(name)
-        resolve_method(method, freeze=freeze)
+        step_method(parse_method(name).settings(without_changes(config.step)))
     check_extra("train", TRAINING_MODULES, "training")
     folder = out or Path(f"scenario-{kind}-{text}")
     order = class_order or DEFAULT_ORDER.get(kind, "listed")
