@@ -5,7 +5,7 @@
 Writes a folder with so many images and masks, which are links to those of the data set, and runs `edge-ilseg verify`
 with labels, `verify` without (`--images`), and `predict` over it, each in a process of its own, first over a few of
 them and then over all. Prints the peak of resident memory of each, the seconds, and what memory grew by for each image
-more.
+more. Not for Windows, which does not tell the peak.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@
    grows when a model forgets; both also move when it learns, because new objects are no longer taken for old ones.
 2. Pixels that the bundle calls new are left out of the agreement: what the parent calls them is no fault of the bundle.
    That nothing is hidden there is what the share of moved pixels is for.
-3. Where the parent's model gives logits, agreement is told again over the pixels of which the parent was confident.
-4. A bad image is named, left out, and ends nothing.
+3. What was kept of a single class is told with those pixels, for of one class they may be all; the background excepted.
+   An image shows a class where a mask gives it `SHOWN`: over many images every class has stray pixels.
+4. Where the parent's model gives logits, agreement is told again over the pixels of which the parent was confident.
+5. A bad image is named, left out, and ends nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from edge_ilseg.progress import ProgressCallback, no_progress
 CONFIDENT = 0.9
 """A pixel of which the parent is confident: its softmax gives this share or more to one class."""
 SHOWN = 0.001
-"""An image shows a class where a mask gives it this share of its pixels: in many images every class has stray ones."""
+"""Of an image's pixels (rule 3)."""
 
 
 def find_images(folder: Path) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ def compare_unlabelled(
     names: Sequence[str],
     progress: ProgressCallback = no_progress,
 ) -> Unlabelled:
-    """Compare the masks of a bundle and its parent (rules 1 to 4).
+    """Compare the masks of a bundle and its parent (rules 1 to 5).
 
     Args:
         loaded: the bundle.
@@ -86,7 +88,7 @@ def compare_unlabelled(
     objects = [
         channel for channel in range(old_count) if loaded.manifest.class_names[channel] != loaded.manifest.background
     ]
-    images_of_old, images_K = 0, np.zeros(old_count, dtype=np.int64)
+    images_of_old, images_2K = 0, np.zeros((2, old_count), dtype=np.int64)  # that the parent, that the bundle shows
     pairs = np.zeros((2, count, count), dtype=np.int64)  # all pixels, confident pixels: rows are the parent's
     bad_images: list[tuple[str, str]] = []
     has_logits = parent.session.class_count is not None
@@ -100,9 +102,9 @@ def compare_unlabelled(
             check_channels(parent_mask_HW, old_count)
             mask_HW = resize_mask(item.mask_HW, *parent_mask_HW.shape)
             one = confusion_matrix(parent_mask_HW, mask_HW, count)
-            parent_K, own_K = one.sum(axis=1)[:old_count], one.sum(axis=0)[:old_count]
-            images_of_old += bool(parent_K[objects or slice(None)].any())
-            images_K += np.maximum(parent_K, own_K) >= SHOWN * mask_HW.size
+            pixels_2K = np.stack([one.sum(axis=1), one.sum(axis=0)])[:, :old_count]
+            images_of_old += bool(pixels_2K[0, objects or slice(None)].any())
+            images_2K += pixels_2K >= SHOWN * mask_HW.size
             pairs[0] += one
             if has_logits:
                 sure_HW = confident_pixels(parent.session.logits(item.extra))
@@ -110,7 +112,7 @@ def compare_unlabelled(
         progress("comparing unlabelled images", done / len(names))
     confident = pairs[1] if has_logits else None
     background = loaded.manifest.background
-    classes = unlabelled_classes(loaded.manifest.class_names, pairs[0], confident, images_K, background)
+    classes = unlabelled_classes(loaded.manifest.class_names, pairs[0], confident, images_2K, background)
     known = [item.agreement for item in classes if item.agreement is not None]
     return Unlabelled(
         folder=str(folder),
@@ -142,7 +144,7 @@ def unlabelled_classes(
     names: Sequence[str],
     pairs: NDArray[np.int64],
     confident: NDArray[np.int64] | None,
-    images_K: NDArray[np.int64],
+    images_2K: NDArray[np.int64],
     background: str | None,
 ) -> tuple[UnlabelledClass, ...]:
     """What is to be said of each old class.
@@ -151,25 +153,28 @@ def unlabelled_classes(
         names: of the bundle's classes, in channel order; the old ones come first.
         pairs: int64, all classes x all classes: pixels by the parent's channel (row) and the bundle's.
         confident: the same over the pixels of which the parent is confident; None without logits.
-        images_K: int64, K: in how many images each old class is shown.
+        images_2K: int64, 2 x K: in how many images the parent shows each old class, and the bundle.
         background: its name, where there is one.
     """
-    old_count = len(images_K)
+    old_count = images_2K.shape[1]
     agreement = class_iou(pairs[:old_count, :old_count])
     sure = None if confident is None else class_iou(confident[:old_count, :old_count])
     found = []
     for channel, name in enumerate(names[:old_count]):
         pixels = int(pairs[channel].sum())
         moved = int(pairs[channel, old_count:].sum()) / pixels if pixels else None
-        agreed = _known(agreement[channel])
-        kept = agreed
-        if name != background and moved is not None:
-            kept = min(agreed or 0.0, 1 - moved)
+        agreed, kept = _known(agreement[channel]), None
+        if name == background and pixels:
+            kept = agreed or 0.0
+        elif pixels:
+            hit = int(pairs[channel, channel])
+            kept = hit / (pixels + int(pairs[:old_count, channel].sum()) - hit)
         found.append(
             UnlabelledClass(
                 name=name,
                 parent_pixels=pixels,
-                images=int(images_K[channel]),
+                images=int(images_2K[0, channel]),
+                bundle_images=int(images_2K[1, channel]),
                 agreement=agreed,
                 confident_agreement=None if sure is None else _known(sure[channel]),
                 moved=moved,

@@ -33,7 +33,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Mean IoU of the old classes' masks with the parent's, on images without labels. `None` takes
     `edge_ilseg.devices.verdicts.MIN_AGREEMENT_PCT` where such images and a parent are given."""
     min_class_agreement_pct: float | None = None
-    """The same of each single old class."""
+    """What is kept of each single old class, on the same images; `None` sets no limit."""
     max_moved_pct: float | None = None
     """Share of the pixels that moved from an old class to a new one, on images without labels. `None` takes
     `edge_ilseg.devices.verdicts.MAX_MOVED_PCT` where such images and a parent are given."""

@@ -12,7 +12,9 @@ class UnlabelledClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent_pixels: int
     """Pixels that the parent gives to it."""
     images: int
-    """Images in which either mask gives it `edge_ilseg.devices.agreement.SHOWN` of the pixels or more."""
+    """Images of which the parent gives it `edge_ilseg.devices.agreement.SHOWN` or more."""
+    bundle_images: int
+    """The same of the bundle."""
     agreement: float | None
     """IoU of the two masks, over the pixels that the bundle does not call new; None: neither shows the class."""
     confident_agreement: float | None
@@ -20,8 +22,8 @@ class UnlabelledClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     moved: float | None
     """Share of the parent's pixels that the bundle calls new."""
     kept: float | None
-    """The lesser of the agreement and of what did not become new, which a limit for each class is held against. Of the
-    background, where new objects were before, the agreement alone. None: neither shows the class."""
+    """IoU of the two masks over all pixels: one that the bundle calls new counts against it. Of the background, where
+    new objects were before, the agreement. None: the parent shows no pixel of it."""
 
 
 class Unlabelled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -155,13 +155,13 @@ def _classes(scores: Scores, rows: Rows) -> Table:
 
 
 def _unlabelled(found: Unlabelled, rows: Rows) -> Table:
-    """Each old class on images without labels, the one that agrees least first."""
+    """Each old class on images without labels, the one of which least was kept first."""
     table = _table()
     table.add_column("class, without labels", no_wrap=True, overflow="ellipsis")
-    for column in ("parent's pixels", "agreement", "where confident", "moved"):
+    for column in ("parent's pixels", "agreement", "where confident", "moved", "kept"):
         table.add_column(column, justify="right", no_wrap=True)
-    for item in sorted(found.classes, key=_least_agreement_first)[: rows.unlabelled]:
-        shares = (item.agreement, item.confident_agreement, item.moved)
+    for item in sorted(found.classes, key=_least_kept_first)[: rows.unlabelled]:
+        shares = (item.agreement, item.confident_agreement, item.moved, item.kept)
         table.add_row(Text(item.name), str(item.parent_pixels), *(_percent(share) for share in shares))
     hidden = len(found.classes[rows.unlabelled :])
     if hidden:
@@ -186,8 +186,8 @@ def _forgotten_first(item: ClassScore) -> float:
     return float("inf") if item.drop_pct is None else -item.drop_pct
 
 
-def _least_agreement_first(item: UnlabelledClass) -> tuple[float, float]:
-    return (2.0 if item.agreement is None else item.agreement, -(item.moved or 0.0))
+def _least_kept_first(item: UnlabelledClass) -> tuple[float, float]:
+    return (2.0 if item.kept is None else item.kept, 2.0 if item.agreement is None else item.agreement)
 
 
 def _number(value: float | None, unit: str) -> str:

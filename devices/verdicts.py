@@ -209,7 +209,7 @@ def judge_encoder(manifest: Manifest, entry: ModelEntry, parent: Manifest, paren
 
 
 def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, Check, Check]:
-    """Whether the images could be used, the agreement with the parent on them, that of the class that agrees least, and
+    """Whether the images could be used, the agreement with the parent on them, the least that was kept of a class, and
     the old pixels that became new ones.
 
     A limit that these images cannot measure is broken, not kept: a bundle that calls every old pixel new has no
@@ -220,7 +220,7 @@ def judge_unlabelled(found: Unlabelled, limits: Limits) -> tuple[Check, Check, C
     min_agreement_pct = MIN_AGREEMENT_PCT if given[0] is None else given[0]
     max_moved_pct = MAX_MOVED_PCT if given[1] is None else given[1]
     images = _judge_unlabelled_images(found, limits)
-    single = judge_class_agreement(found, limits)
+    single = _decided(found.images_of_old, limits.min_images, judge_class_agreement(found, limits))
     if not found.images_counted:
         reason = "no image could be used"
         return (
@@ -255,41 +255,41 @@ def judge_class_agreement(found: Unlabelled, limits: Limits, *, is_back: bool = 
     Args:
         found: the comparison.
         limits: for each class, and the number of images.
-        is_back: the bundle is the one that is given up for its older "parent": what the latter gives to an old class
-            and the bundle calls new is given up on purpose, so that agreement alone counts.
+        is_back: the bundle is the one that is given up for its older "parent". What the latter gives to an old class
+            and the bundle calls new is given up on purpose: agreement counts, of the classes that the bundle shows.
     """
     name: CheckName = "class agreement"
     limit = limits.min_class_agreement_pct
+    if not found.images_counted:
+        return _unmeasured(name, limit, "%", "no image could be used")
     known = shown_enough(found, limits, is_back=is_back)
     unknown = ", ".join(item.name for item in found.classes if item not in known)
-    if not known and (limit is None or not any(item.images for item in found.classes)):
-        return _unmeasured(name, limit, "%", "no old class is shown in enough images")
+    few = f"too few images show {unknown}"
     if not known:
-        return Check(name, "too few images", f"too few images show {unknown}", None, limit, "%", EXIT_UNDECIDED)
+        return Check(name, "not checked", few) if limit is None else _open(Check(name, "passed", few, None, limit, "%"))
     worst = min(known, key=lambda item: kept_share(item, is_back=is_back))
-    detail = f"least: {worst.name}, in {worst.images} images"
-    if not is_back and worst.moved is not None and 1 - worst.moved < (worst.agreement or 0.0):
+    detail = f"least: {worst.name}, in {worst.bundle_images if is_back else worst.images} images"
+    if worst.moved and not is_back:
         detail += f"; {_pct(worst.moved)} % of its pixels are new now"
     check = at_least(name, 100 * kept_share(worst, is_back=is_back), limit, "%", detail)
     if check.verdict == "passed" and unknown:
-        text = f"too few images show {unknown}; {detail}"
-        check = msgspec.structs.replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED, detail=text)
-    return _decided(found.images_of_old, limits.min_images, check)
+        return _open(msgspec.structs.replace(check, detail=f"{few}; {detail}"))
+    return check
+
+
+def _open(check: Check) -> Check:
+    return msgspec.structs.replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED)
 
 
 def shown_enough(found: Unlabelled, limits: Limits, *, is_back: bool = False) -> list[UnlabelledClass]:
     """The old classes that a limit for each class can be held against: those that `MIN_CLASS_IMAGES` images show, as
-    with labels, or `min_images`, if that is less."""
+    with labels, or `min_images`, if that is less; by the mask of the model that is given up."""
     enough = min(MIN_CLASS_IMAGES, limits.min_images)
-    return [
-        item
-        for item in found.classes
-        if item.images >= enough and (item.agreement if is_back else item.kept) is not None
-    ]
+    return [item for item in found.classes if (item.bundle_images if is_back else item.images) >= enough]
 
 
 def kept_share(item: UnlabelledClass, *, is_back: bool = False) -> float:
-    """What a limit for each class is held against."""
+    """What a limit for each class is held against; 0 for a class that the model which is given up does not show."""
     return (item.agreement if is_back else item.kept) or 0.0
 
 
@@ -297,7 +297,7 @@ def _decided(images: int, needed: int, check: Check) -> Check:
     if check.verdict != "passed" or images >= needed:
         return check
     detail = f"{images} images show an old class, and {needed} are needed; {check.detail}"
-    return msgspec.structs.replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED, detail=detail)
+    return _open(msgspec.structs.replace(check, detail=detail))
 
 
 def _judge_unlabelled_images(found: Unlabelled, limits: Limits) -> Check:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +16,9 @@ import msgspec
 from edge_ilseg.config import StepConfig
 from edge_ilseg.errors import ConfigError, choice_hint
 from edge_ilseg.methods import SWITCHES, TERM_NAMES
+
+LONGEST = 200
+"""Bytes of a chain's name: a file system takes 255 for a folder's, and a folder that is written has more."""
 
 
 class MethodText(NamedTuple):
@@ -36,21 +40,24 @@ def parse_method(text: str) -> MethodText:
     """Read a chain's name.
 
     Raises:
-        ConfigError: a key is unknown or stands twice, or its value cannot be read. Whether the preset and the cut point
-            are known, and whether all of it can work together, `config.step_method` finds out.
+        ConfigError: a key is unknown or stands twice, its value cannot be read, or the name is too long. Whether the
+            preset and the cut point are known, and whether all of it can work together, `config.step_method` finds out.
     """
-    parts = text.split(":")
-    named = [part for part in parts if "=" not in part]
-    preset, at, freeze = ":".join(named).partition("@")
-    found: dict[str, object] = {}
+    if len(text.encode()) > LONGEST:
+        found, hint = f"{len(text.encode())} bytes", "set less by hand: a folder has this name"
+        raise ConfigError("a method's name is too long", where=repr(text), found=found, expected=LONGEST, hint=hint)
+    head, *parts = text.split(":")
+    while parts and "=" not in parts[0]:  # of a cut point, such as stages:2
+        head += f":{parts.pop(0)}"
+    preset, at, freeze = head.partition("@")
+    found_values: dict[str, object] = {}
     for part in parts:
-        key, equals, value = part.partition("=")
-        if equals and key in found:
+        key, _, value = part.partition("=")
+        if key in found_values:
             raise ConfigError("a method has a setting twice", where=repr(text), found=key, hint="leave one out")
-        if equals:
-            found[key] = _value(key, value, text)
-    losses = {key: value for key, value in found.items() if isinstance(value, float) and key in TERM_NAMES}
-    switches = {key: value for key, value in found.items() if key not in TERM_NAMES}
+        found_values[key] = _value(key, value, text)
+    losses = {key: value for key, value in found_values.items() if isinstance(value, float) and key in TERM_NAMES}
+    switches = {key: value for key, value in found_values.items() if key not in TERM_NAMES}
     return MethodText(preset, freeze if at else None, losses, switches)
 
 
@@ -69,11 +76,18 @@ def _value(key: str, value: str, text: str) -> object:
     try:
         settings = msgspec.convert(table, StepConfig, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            "a method has a setting whose value cannot be used",
-            where=repr(text),
-            found=f"{key}={value}",
-            expected=str(error),
-            hint=f"write {key}=VALUE with a value of this type",
-        ) from error
-    return settings.losses[key] if key in TERM_NAMES else getattr(settings, key)
+        raise _unusable(key, value, text, str(error)) from error
+    found: object = settings.losses[key] if key in TERM_NAMES else getattr(settings, key)
+    if found is None or (isinstance(found, float) and not math.isfinite(found)):
+        raise _unusable(key, value, text, "a finite number, or a word that the switch has")
+    return found
+
+
+def _unusable(key: str, value: str, text: str, expected: str) -> ConfigError:
+    return ConfigError(
+        "a method has a setting whose value cannot be used",
+        where=repr(text),
+        found=f"{key}={value}",
+        expected=expected,
+        hint=f"write {key}=VALUE with a value of this type",
+    )

@@ -102,8 +102,8 @@ def plan_scenario(
         progress: told what is done.
 
     Raises:
-        ConfigError: the scenario cannot be read, does not fit the data set or has no increment, or the order is
-            unknown.
+        ConfigError: the scenario cannot be read, does not fit the data set or has no increment, the order is unknown,
+            or a preallocated head has no room.
         ClassNameError: a name is unknown or given twice.
         DataError: the data set cannot be read.
     """
@@ -131,6 +131,7 @@ def plan_scenario(
             expected="two steps or more, such as '16+5'",
             hint="split the classes with +, or train them together: edge-ilseg train",
         )
+    _check_room(config.model.preallocated_classes, sum(map(len, classes[1:])))
     return ScenarioPlan(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -227,7 +228,6 @@ def check_works(plan: ScenarioPlan, method: str) -> None:
     Raises:
         ConfigError: it is unknown, or cannot work, and why.
     """
-    _check_room(plan)
     settings = plan.step_settings(1, method, 0)
     fitted, _ = fit_step_method(settings, plan.model, hides_old=plan.hides_old, background=plan.background)
     check_switches_act(step_method(settings), parse_method(method).switches)
@@ -243,12 +243,15 @@ def check_works(plan: ScenarioPlan, method: str) -> None:
         _check_sums_fit(plan, method)
 
 
-def _check_room(plan: ScenarioPlan) -> None:
-    """Refuse a preallocated head that has no channel for the last classes."""
-    from edge_ilseg.models.head import check_growth
-
-    old, new = len(plan.classes[0]), sum(map(len, plan.classes[1:]))
-    check_growth(new, "default", None, old, plan.model.preallocated_classes or None)
+def _check_room(reserved: int, added: int) -> None:
+    """Refuse a preallocated head (0: none) that has no channel for the last classes."""
+    if 0 < reserved < added:
+        raise ConfigError(
+            "the preallocated head has no room for the classes of all increments",
+            where="preallocated_classes",
+            found=f"{reserved} channels, {added} classes",
+            hint=f"set preallocated_classes = {added}, or 0: the head then grows",
+        )
 
 
 def _check_sums_fit(plan: ScenarioPlan, method: str) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from edge_ilseg.checkpoint import StepRecord
-from edge_ilseg.errors import WorkspaceError
+from edge_ilseg.errors import ConfigError, WorkspaceError
 from edge_ilseg.method_text import parse_method
 from edge_ilseg.methods import METHODS
 from edge_ilseg.metrics import Metrics
@@ -119,9 +119,17 @@ def collect(plan: ScenarioPlan, chains: Sequence[Chain], failed: Mapping[tuple[s
 
 
 def _replaced(plan: ScenarioPlan, methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    presets = [method for method in dict.fromkeys(methods) if parse_method(method).preset in METHODS]
+    presets = [method for method in dict.fromkeys(methods) if _is_known(method)]
     noted = {method: replacements(plan, method) for method in presets}
     return {method: notes for method, notes in noted.items() if notes}
+
+
+def _is_known(method: str) -> bool:
+    """Whether a chain's name says its method: a step that was named by hand need not."""
+    try:
+        return parse_method(method).preset in METHODS
+    except ConfigError:
+        return False
 
 
 def _read_chains(folder: Path, plan: ScenarioPlan) -> list[Chain]:

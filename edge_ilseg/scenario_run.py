@@ -25,8 +25,9 @@ from edge_ilseg.config import ClassesConfig, Config, StepConfig, step_method
 from edge_ilseg.data import open_data
 from edge_ilseg.data.dataset import Dataset
 from edge_ilseg.data.decoded import DecodedDataset
-from edge_ilseg.errors import NotFiniteError, TrainingError, WorkspaceError
+from edge_ilseg.errors import ConfigError, NotFiniteError, TrainingError, WorkspaceError
 from edge_ilseg.files import write_bytes
+from edge_ilseg.methods import Method
 from edge_ilseg.planning import fit_step_method, plan_base, plan_step, training_settings
 from edge_ilseg.progress import ProgressCallback, no_progress
 from edge_ilseg.scenario_plan import ScenarioPlan, check_works, fix_plan
@@ -83,7 +84,7 @@ def run_scenario(
     Args:
         folder: of the run.
         plan: from `plan_scenario`.
-        methods: names of `edge_ilseg.methods.METHODS`.
+        methods: names of `edge_ilseg.methods.METHODS`, as they are or set by hand (`edge_ilseg.method_text`).
         seeds: of initial weights, order and augmentation; each has a step 0 of its own.
         joint: train the upper bound, too.
         accelerator, workers: as of `pipeline.run_plan`.
@@ -96,6 +97,7 @@ def run_scenario(
     """
     for name in methods:
         check_works(plan, name)
+    _check_differ(plan, methods)
     fix_plan(folder, plan)
     tasks = list(_tasks(folder, plan, methods, seeds, joint))
     if jobs > 1:
@@ -159,6 +161,19 @@ def _within(progress: ProgressCallback, where: str, start: float, share: float) 
         progress(f"{where}, {text}", start + share * reached)
 
     return report
+
+
+def _check_differ(plan: ScenarioPlan, methods: Sequence[str]) -> None:
+    """Refuse two names of one method: it would be trained twice."""
+    named: dict[str, Method] = {}
+    for name in dict.fromkeys(methods):
+        method = step_method(plan.step_settings(1, name, 0))
+        same = next((other for other, known in named.items() if known == method), None)
+        if same is not None:
+            raise ConfigError(
+                "two methods are the same", where="--methods", found=f"{same} and {name}", hint="leave one of them out"
+            )
+        named[name] = method
 
 
 def _tasks(

@@ -445,7 +445,6 @@ def test_limits_in_the_bundle_loosen_nothing_in_the_gate(forgetful: Slots, image
     assert ask(slots, settings(images=str(images / "images")), tmp_path).outcome == "refused"
 
 
-@pytest.mark.slow
 def test_a_model_that_the_profile_does_not_take_is_not_run_in_the_gate(
     good: Slots, images: Path, tmp_path: Path
 ) -> None:
@@ -459,6 +458,7 @@ def test_a_model_that_the_profile_does_not_take_is_not_run_in_the_gate(
     assert "the bundle's input is larger than the device profile" in verdict.reason
 
 
+@pytest.mark.slow
 def test_what_a_profile_says_is_held_in_the_gate_also_where_it_is_the_default(good: Slots, tmp_path: Path) -> None:
     profile = tmp_path / "strict.toml"
     profile.write_text(

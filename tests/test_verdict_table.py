@@ -63,7 +63,8 @@ def large_report(report: VerifyReport, *, old: int, new: int, unlabelled: bool, 
         parent_miou_old=0.9,
     )
     seen = tuple(
-        UnlabelledClass(name, 1000, 9, 0.9 - 0.01 * number, None, 0.1, 0.8) for number, name in enumerate(names[:old])
+        UnlabelledClass(name, 1000, 9, 9, 0.9 - 0.01 * number, None, 0.1, 0.8 - 0.01 * number)
+        for number, name in enumerate(names[:old])
     )
     checks = tuple(
         msgspec.structs.replace(check, verdict="failed", exit_code=1, detail="the reason is long " * 20)
@@ -121,4 +122,4 @@ def test_classes_without_labels_are_shown_the_least_agreement_first(forgetful: t
     assert [line.split()[0] for line in lines[start + 2 : start + 5]] == ["grass", "background", "apple"]
     assert report.unlabelled is not None
     grass = {item.name: item for item in report.unlabelled.classes}["grass"]
-    assert lines[start + 2].split() == ["grass", str(grass.parent_pixels), "0.0", "-", "0.0"]
+    assert lines[start + 2].split() == ["grass", str(grass.parent_pixels), "0.0", "-", "0.0", "0.0"]

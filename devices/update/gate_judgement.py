@@ -24,11 +24,12 @@ from edge_ilseg.devices.unlabelled import UnlabelledClass
 from edge_ilseg.devices.update.gate_records import Evidence, Fall, GateSettings, GateVerdict
 from edge_ilseg.devices.verdicts import judge_class_agreement, kept_share, shown_enough
 from edge_ilseg.devices.verify_report import CHECKS, Check, CheckName, ClassScore, VerifyReport
+from edge_ilseg.errors import EXIT_UNDECIDED
 
 DROPS: tuple[CheckName, CheckName] = ("old mIoU drop", "old class drop")
 RETENTION: frozenset[CheckName] = frozenset((*DROPS, "unlabelled agreement", "class agreement", "moved to new classes"))
-EACH_HAS_A_LIMIT: tuple[CheckName, ...] = (*DROPS, "class agreement")
-"""Checks that leave a release undecided where too few images show what they are about (rule 4)."""
+MAY_BE_OPEN: tuple[CheckName, ...] = (*DROPS, "class agreement")
+"""Checks that leave a release undecided where too few images show what they are about."""
 NOT_ITS_FAULT: frozenset[CheckName] = frozenset(("images", "parent's golden outputs"))
 """Checks that fail because of this device or of the active model (rule 1)."""
 OUT_OF_MEMORY = re.compile(r"alloc|out of memory|MemoryError", re.IGNORECASE)
@@ -76,7 +77,7 @@ def decide(runs: Sequence[Run], settings: GateSettings, *, is_busy: bool) -> Gat
     if not seen:
         reason = f"nothing here measures what was forgotten: {_why_unmeasured(runs, settings)}"
         return replace(facts, outcome="cannot be judged", is_taken=settings.allow_unjudged, reason=reason)
-    open_checks = [check for name in EACH_HAS_A_LIMIT if (check := _too_few(found, name)) is not None]
+    open_checks = [check for name in MAY_BE_OPEN if (check := _too_few(found, name)) is not None]
     if open_checks:
         reason = "the images are too few to tell: " + "; ".join(f"{item.name} {_shown(item)}" for item in open_checks)
         return replace(facts, outcome="too few images", is_taken=settings.accept_too_few, reason=reason)
@@ -88,15 +89,27 @@ def findings(run: Run) -> tuple[Check, ...]:
 
     A frame that cannot be read is none of them: a camera writes while the gate reads, and rule 3 counts the others.
     """
+    single = _class_agreement(run)
     if run.direction != "back":
-        return tuple(check for check in run.report.checks if check.name != "unlabelled images")
+        others = (check for check in run.report.checks if check.name != "unlabelled images")
+        return tuple(single if check.name == single.name else check for check in others)
     checks = {check.name: check for check in run.report.checks}
     kept = [checks[name] for name in ("images", "unlabelled agreement")]
-    frames, limits = run.report.unlabelled, run.report.limits
-    kept.append(checks["class agreement"] if frames is None else judge_class_agreement(frames, limits, is_back=True))
     kept.append(replace(checks["golden outputs"], name="parent's golden outputs"))
     broken = [check for name in ("integrity", "fit") if (check := checks[name]).verdict == "failed"]
-    return (*(replace(check, name="images") for check in broken), *kept, *_drops_back(run.report))
+    return (*(replace(check, name="images") for check in broken), *kept, single, *_drops_back(run.report))
+
+
+def _class_agreement(run: Run) -> Check:
+    """What was kept of single classes on the frames: how many it takes is said by rule 3, what they cannot measure is
+    open."""
+    frames, limits = run.report.unlabelled, run.report.limits
+    if frames is None:
+        return run.report.check("class agreement")
+    check = judge_class_agreement(frames, limits, is_back=run.direction == "back")
+    if check.verdict != "failed" or check.value is not None:
+        return check
+    return replace(check, verdict="too few images", exit_code=EXIT_UNDECIDED)
 
 
 def evidence(run: Run, min_frames: int) -> tuple[Evidence, ...]:

@@ -146,7 +146,10 @@ def run(
     )
     config = _override_settings(config, data, **settings)
     if without_changes(config.step) != config.step:
-        click.echo("losses, switches and freeze of [step] are left out: each method is its preset", err=True)
+        click.echo(
+            "losses, switches and freeze of [step] are left out: each method is its preset, or METHOD:KEY=VALUE",
+            err=True,
+        )
     chosen = () if method_names == "all" else tuple(dict.fromkeys(names(method_names)))
     for name in chosen:
         step_method(parse_method(name).settings(without_changes(config.step)))
