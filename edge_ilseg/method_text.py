@@ -44,8 +44,13 @@ def parse_method(text: str) -> MethodText:
             preset and the cut point are known, and whether all of it can work together, `config.step_method` finds out.
     """
     if len(text.encode()) > LONGEST:
-        found, hint = f"{len(text.encode())} bytes", "set less by hand: a folder has this name"
-        raise ConfigError("a method's name is too long", where=repr(text), found=found, expected=LONGEST, hint=hint)
+        raise ConfigError(
+            "a method's name is too long",
+            where=repr(text),
+            found=f"{len(text.encode())} bytes",
+            expected=f"{LONGEST} at most",
+            hint="set less by hand: a folder has this name",
+        )
     head, *parts = text.split(":")
     while parts and "=" not in parts[0]:  # of a cut point, such as stages:2
         head += f":{parts.pop(0)}"

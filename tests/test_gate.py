@@ -168,6 +168,22 @@ def test_a_limit_for_each_class_is_open_where_frames_do_not_show_each_class(good
     assert "too few images show grass" in verdict.reason
     assert ask(good, settings(images=frames, accept_too_few=True), tmp_path, release).is_taken
     assert ask(good, settings(images=frames), tmp_path).outcome == "passed"  # without such a limit
+    few = write_frames(tmp_path / "few", 12, list(BASE))
+    assert ask(good, settings(images=few), tmp_path, release).outcome == "passed"  # of ten frames the gate can tell
+
+
+def test_frames_that_cannot_be_read_leave_a_limit_for_each_class_open(
+    good: Slots, images: Path, tmp_path: Path
+) -> None:
+    """Labels decide beside them, and nothing has looked at what this limit is about."""
+    frames = Path(write_frames(tmp_path / "frames", 3, list(BASE)))
+    for path in frames.iterdir():
+        path.write_bytes(b"no image")
+    release = release_of(good[0], Limits(min_class_agreement_pct=50.0))
+    verdict = ask(good, settings(images, images=str(frames)), tmp_path, release)
+    assert (verdict.outcome, verdict.is_taken) == ("too few images", False)
+    assert "class agreement (no image could be used)" in verdict.reason
+    assert ask(good, settings(images, images=str(frames)), tmp_path).outcome == "passed"
 
 
 @pytest.mark.parametrize("forget", [None, "grass"])

@@ -187,6 +187,10 @@ def test_weights_and_switches_of_a_method_can_be_set_by_hand() -> None:
         ("kd-output:kd_output=1:kd_output=2", "twice"),
         ("kd-output:kd_output=-1", "out of range"),
         ("kd-output:kd_output=2@stages:2", "cannot be used"),
+        ("kd-output@stages:kd_output=2:2", "no loss term and no switch"),
+        ("kd-output:kd_temperature=inf", "cannot be used(.|\n)*a finite number"),
+        ("kd-output:kd_temperature=null", "cannot be used"),
+        (f"kd-output:kd_temperature=2.{'0' * 200}1", "too long"),
         ("finetune:kd_temperature=2", "changes nothing here"),
         ("freeze:kd_feature=1", "same features"),
         ("analytic:kd_output=1", "closed form"),
@@ -197,6 +201,13 @@ def test_weights_and_switches_of_a_method_can_be_set_by_hand() -> None:
 def test_a_setting_of_a_method_that_cannot_be_used_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_works(make_plan(), text)
+
+
+def test_two_names_of_one_method_are_refused(tmp_path: Path) -> None:
+    for names in (("kd-output", "kd-output:kd_output=1"), ("kd-output:kd_output=2", "kd-output:kd_output=2.0")):
+        with pytest.raises(ConfigError, match=f"two methods are the same(.|\n)*{names[0]} and {names[1]}"):
+            run_scenario(tmp_path / "run", make_plan(), names, (0,), accelerator="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_chains_that_are_set_by_hand_stand_beside_their_preset(tmp_path: Path) -> None:
@@ -210,6 +221,16 @@ def test_chains_that_are_set_by_hand_stand_beside_their_preset(tmp_path: Path) -
     assert record.weights_sha256 != workspace.read_step("01-kd-output").weights_sha256
     assert {item.method for item in read_results(folder).summaries} == {"kd-output", name}
     assert f"| {name} |" in markdown(read_results(folder))
+
+
+def test_a_step_that_was_named_by_hand_does_not_hide_the_tables(tmp_path: Path) -> None:
+    """`step --name` takes what no method's name could be."""
+    folder = tmp_path / "run"
+    run_scenario(folder, make_plan("6+2"), ("kd-output",), (0,), joint=False, accelerator="cpu")
+    command = ["step", str(folder / "seed-0"), "--add-classes", "star,triangle", "--from", "00-base"]
+    assert run([*command, "--name", "mine:lr=1", "--iterations", "1", "--accelerator", "cpu"]) == 0
+    assert {item.method for item in read_results(folder).summaries} == {"kd-output", "mine:lr=1"}
+    assert "| mine:lr=1 |" in markdown(read_results(folder))
 
 
 def test_what_is_replaced_on_this_data_is_told_with_the_results(msrc_root: Path) -> None:
