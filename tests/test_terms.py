@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -107,6 +108,34 @@ def test_similarity_compares_the_layer_that_is_asked_for() -> None:
     for (layer, pooling), expected in cases.items():
         method = resolve_method("kd-similarity", similarity_layer=layer, similarity_pooling=pooling)
         assert distillation_terms(inputs(method))["kd_similarity"].item() == expected.item()
+
+
+@pytest.mark.parametrize("pooling", ["none", "spatial", "branches"])
+def test_similarity_of_the_branches_equals_its_plain_loops(pooling: str) -> None:
+    """Images x branches x channels x positions in lists, pooled, multiplied and normalised by hand."""
+    x = inputs(METHODS["kd-similarity"])
+
+    def rows(branches: Sequence[torch.Tensor]) -> list[list[float]]:
+        images = []
+        for image in range(branches[0].shape[0]):
+            maps = [[channel.flatten().tolist() for channel in branch[image]] for branch in branches]
+            if pooling == "branches":
+                maps = [[[sum(at) / len(at) for at in zip(*same, strict=True)] for same in zip(*maps, strict=True)]]
+            channels = [values for branch in maps for values in branch]
+            if pooling == "spatial":
+                channels = [[sum(values) / len(values)] for values in channels]
+            images.append([value for values in channels for value in values])
+        return images
+
+    def similarities(vectors: list[list[float]]) -> list[list[float]]:
+        gram = [[sum(a * b for a, b in zip(p, q, strict=True)) for q in vectors] for p in vectors]
+        return [[value / math.sqrt(sum(other * other for other in row)) for value in row] for row in gram]
+
+    new, old = (similarities(rows(side.branches)) for side in (x.student, x.teacher))
+    squares = [(a - b) ** 2 for p, q in zip(new, old, strict=True) for a, b in zip(p, q, strict=True)]
+    method = resolve_method("kd-similarity", similarity_pooling=pooling)
+    expected = sum(squares) / len(new) ** 2
+    assert distillation_terms(inputs(method))["kd_similarity"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_pseudo_labels_complete_what_the_setup_hides() -> None:
