@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 CHUNK = 200
-"""Resamples computed at once: their weights are kept in memory, one number an image."""
+"""Resamples computed at once, at most: their weights are kept in memory, one number an image."""
+WEIGHTS = 1 << 18
+"""Numbers of these weights at once, at most: 2 MiB, so that 10,000 images take no more of them than 1,000."""
 
 Weighted = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """How often each image counts, float64, B x N -> M statistics for each of the B rows, float64, B x M; nan: no value."""
@@ -75,13 +77,13 @@ def bootstrap_intervals(
     values_M = weighted(np.ones((1, image_count)))[0]
     if image_count < 2:
         return tuple(Interval(float(value), np.nan, np.nan) for value in values_M)
-    drawn = []
-    for start in range(0, resamples, CHUNK):
-        count = min(CHUNK, resamples - start)
+    drawn, chunk = [], max(1, min(CHUNK, WEIGHTS // image_count))
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
         drawn.append(weighted(rng.multinomial(image_count, np.full(image_count, 1 / image_count), count).astype(float)))
     samples_BM = np.concatenate(drawn)
     jackknife_NM = np.concatenate(
-        [weighted(_each_left_out(image_count, start)) for start in range(0, image_count, CHUNK)]
+        [weighted(_each_left_out(image_count, start, chunk)) for start in range(0, image_count, chunk)]
     )
     return tuple(
         _interval(float(value), samples_BM[:, m], jackknife_NM[:, m], confidence, widen)
@@ -89,9 +91,9 @@ def bootstrap_intervals(
     )
 
 
-def _each_left_out(image_count: int, start: int) -> NDArray[np.float64]:
-    """Weights of the jackknife's samples that leave out image `start`, `start` + 1, ...: at most `CHUNK` of them."""
-    count = min(CHUNK, image_count - start)
+def _each_left_out(image_count: int, start: int, chunk: int) -> NDArray[np.float64]:
+    """Weights of the jackknife's samples that leave out image `start`, `start` + 1, ...: at most `chunk` of them."""
+    count = min(chunk, image_count - start)
     weights_BN = np.ones((count, image_count))
     weights_BN[np.arange(count), start + np.arange(count)] = 0.0
     return weights_BN

@@ -317,6 +317,17 @@ def test_how_many_samples_are_computed_at_once_changes_nothing(chunk: int, monke
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+def test_many_images_are_weighed_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "WEIGHTS", 1000)
+    recorder = Recorder(old_drops(drawn(17, 300, EVERYWHERE)))
+    found = bootstrap_intervals(recorder, 300, resamples=20)
+    assert max(weights.size for weights, _ in recorder.calls) <= 1000
+    monkeypatch.undo()
+    np.testing.assert_allclose(
+        found, bootstrap_intervals(old_drops(drawn(17, 300, EVERYWHERE)), 300, resamples=20), rtol=1e-9
+    )
+
+
 def test_images_are_drawn_with_repetition_and_left_out_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "CHUNK", 50)
     count, samples_count = 70, 2001
