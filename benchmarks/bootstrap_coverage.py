@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from edge_ilseg.devices.bootstrap import PairedCounts, bootstrap_intervals, old_drops
-from edge_ilseg.devices.evaluation import OldCounts
 
 OLD_COUNT, CLASS_COUNT = 4, 5
 
@@ -128,10 +127,10 @@ def spread_evenly(predicted_count: int) -> NDArray[np.float64]:
 def all_at_once(bundle_NKK: NDArray[np.int64], parent_NKK: NDArray[np.int64]) -> PairedCounts:
     """The counts that a bundle and its parent give, image by image, from their confusion matrices, N x K x K each."""
 
-    def counts(confusion_NKK: NDArray[np.int64]) -> OldCounts:
+    def counts(confusion_NKK: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         kept = confusion_NKK[:, :OLD_COUNT]
         hit_NK = kept[:, range(OLD_COUNT), range(OLD_COUNT)]
-        return OldCounts(kept.sum(2), hit_NK, kept.sum(2) + kept.sum(1)[:, :OLD_COUNT] - hit_NK)
+        return kept.sum(2), hit_NK, kept.sum(2) + kept.sum(1)[:, :OLD_COUNT] - hit_NK
 
     return PairedCounts(*counts(bundle_NKK), *counts(parent_NKK)[1:])
 

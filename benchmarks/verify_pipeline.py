@@ -175,17 +175,13 @@ def long_run(
 
 
 def kept_bytes(found: Evaluation) -> int:
-    """Memory of what an evaluation keeps of each image: the lists, the counts with their arrays, the latencies."""
-    total = sys.getsizeof(found.old_counts) + sys.getsizeof(found.latencies_ms)
-    total += sum(sys.getsizeof(latency_ms) for latency_ms in found.latencies_ms)
-    for counts in found.old_counts:
-        total += sys.getsizeof(counts)
-        for part_K in counts:
-            total += sys.getsizeof(part_K)  # with its numbers, where it owns them
-            base = part_K.base
-            while base is not None:  # a part of a larger array keeps all of that
-                total += sys.getsizeof(base)
-                base = base.base
+    """Memory of what an evaluation keeps of each image: the counts of old classes and the latencies."""
+    total = sys.getsizeof(found.latencies_ms) + sum(sys.getsizeof(latency_ms) for latency_ms in found.latencies_ms)
+    for part_NK in found.old_counts:
+        whole: NDArray[np.uint32] = part_NK
+        while whole.base is not None:  # a part of a larger array keeps all of that
+            whole = whole.base
+        total += sys.getsizeof(whole)
     return total
 
 

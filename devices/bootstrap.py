@@ -32,6 +32,8 @@ CHUNK = 200
 """Resamples computed at once, at most: their weights are kept in memory, one number an image."""
 WEIGHTS = 1 << 18
 """Numbers of these weights at once, at most: 2 MiB, so that 10,000 images take no more of them than 1,000."""
+BLOCK = 1024
+"""Images whose counts are floating-point numbers at once."""
 
 Weighted = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """How often each image counts, float64, B x N -> M statistics for each of the B rows, float64, B x M; nan: no value."""
@@ -168,16 +170,16 @@ def _interval(
 
 
 class PairedCounts(NamedTuple):
-    """For each image and old class, over the pixels whose truth is an old class; int64, N x K."""
+    """For each image and old class, over the pixels whose truth is an old class; whole numbers, N x K."""
 
-    true_NK: NDArray[np.int64]
+    true_NK: NDArray[np.integer]
     """Pixels that are truly of the class."""
-    hit_NK: NDArray[np.int64]
+    hit_NK: NDArray[np.integer]
     """Pixels that are of the class and were predicted to be, by the bundle; then by its parent."""
-    union_NK: NDArray[np.int64]
+    union_NK: NDArray[np.integer]
     """Pixels that are of the class or were predicted to be."""
-    parent_hit_NK: NDArray[np.int64]
-    parent_union_NK: NDArray[np.int64]
+    parent_hit_NK: NDArray[np.integer]
+    parent_union_NK: NDArray[np.integer]
 
 
 def old_drops(counts: PairedCounts) -> Weighted:
@@ -185,10 +187,9 @@ def old_drops(counts: PairedCounts) -> Weighted:
 
     A class without a true pixel in a sample is not in its mean.
     """
-    parts = [part.astype(np.float64) for part in counts]
 
     def weighted(weights_BN: NDArray[np.float64]) -> NDArray[np.float64]:
-        true_BK, hit_BK, union_BK, parent_hit_BK, parent_union_BK = (weights_BN @ part for part in parts)
+        true_BK, hit_BK, union_BK, parent_hit_BK, parent_union_BK = (_summed(weights_BN, part) for part in counts)
         shown_BK = true_BK > 0
         drops_BK = np.full(true_BK.shape, np.nan)
         drops_BK[shown_BK] = 100 * (
@@ -200,3 +201,12 @@ def old_drops(counts: PairedCounts) -> Weighted:
         return np.column_stack([mean_B, drops_BK])
 
     return weighted
+
+
+def _summed(weights_BN: NDArray[np.float64], part_NK: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Of each class, what the images count; B x K. No copy of all counts is made, which are whole, as sums are."""
+    sums_BK = np.zeros((len(weights_BN), part_NK.shape[1]))
+    for start in range(0, len(part_NK), BLOCK):
+        images = slice(start, start + BLOCK)
+        sums_BK += weights_BN[:, images] @ part_NK[images].astype(np.float64)
+    return sums_BK

@@ -1,7 +1,7 @@
 """Run a session over labelled images and count what it predicts.
 
 1. Images are read, resized, run and counted one after another, each of it while the others go on
-   (`edge_ilseg.devices.stream`). No pixel is kept; of each image, a few numbers a class.
+   (`edge_ilseg.devices.stream`). No pixel is kept; of each image, three numbers of four bytes an old class.
 2. A bad image (missing, damaged, of another size than its mask) is named and left out; it never ends the run.
 3. Labels are counted in the channels of one manifest. A model is compared with its parent by counting both in the
    channels of the child: the truth is then the same pixels for both, and the parent, which gives only the first
@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,20 +32,40 @@ if TYPE_CHECKING:
 
 
 class OldCounts(NamedTuple):
-    """Of one image, for each old class, over the pixels whose truth is an old class; int64, K."""
+    """Of each image, for each old class, over the pixels whose truth is an old class; uint32, N x K.
 
-    true_K: NDArray[np.int64]
-    hit_K: NDArray[np.int64]
-    union_K: NDArray[np.int64]
+    An image of 2^32 pixels is more than Pillow opens.
+    """
+
+    true_NK: NDArray[np.uint32]
+    hit_NK: NDArray[np.uint32]
+    union_NK: NDArray[np.uint32]
+
+    @classmethod
+    def empty(cls, image_count: int, old_count: int) -> Self:
+        """For so many images and old classes."""
+        return cls(*(np.zeros((image_count, old_count), np.uint32) for _ in cls._fields))
+
+    def put(self, place: int, confusion: NDArray[np.int64]) -> None:
+        """Count the old classes in one image's confusion matrix, of which nothing is kept: it has more numbers."""
+        old_count = self.true_NK.shape[1]
+        kept = retention_confusion(confusion, old_count)
+        true_K, hit_K = kept.sum(axis=1)[:old_count], np.diag(kept)[:old_count]
+        self.true_NK[place], self.hit_NK[place] = true_K, hit_K
+        self.union_NK[place] = true_K + kept.sum(axis=0)[:old_count] - hit_K
+
+    def first(self, image_count: int) -> Self:
+        """Those of the first images."""
+        return type(self)(*(part[:image_count] for part in self))
 
 
 class Evaluation(NamedTuple):
-    """What was counted: confusion matrix (int64, K x K), bad images (id, reason), and for each good image, in order,
-    its counts of the old classes and the latency in ms."""
+    """What was counted: confusion matrix (int64, K x K), bad images (id, reason), and of the good images, in order, the
+    counts of the old classes and the latency of each in ms."""
 
     confusion: NDArray[np.int64]
     bad_images: tuple[tuple[str, str], ...]
-    old_counts: list[OldCounts]
+    old_counts: OldCounts
     latencies_ms: list[float]
 
 
@@ -72,7 +92,9 @@ def evaluate_session(
     """
     class_count = len(manifest.classes)
     lookup = evaluation_lookup(dataset.info.classes, dataset.info.background, manifest.class_names)
-    found = Evaluation(np.zeros((class_count, class_count), dtype=np.int64), (), [], [])
+    counts = OldCounts.empty(len(ids), manifest.old_count)
+    total = np.zeros((class_count, class_count), dtype=np.int64)
+    latencies_ms: list[float] = []
     bad_images: list[tuple[str, str]] = []
     for done, item in enumerate(stream(session, ids, lambda image_id: _read(dataset, image_id)), start=1):
         if item.error is not None:
@@ -81,18 +103,11 @@ def evaluate_session(
             check_channels(item.mask_HW, class_count)
             mask_HW = resize_mask(item.mask_HW, *item.extra.shape)
             confusion = confusion_matrix(item.extra, mask_HW, class_count, lookup)
-            found.confusion[:] += confusion
-            found.old_counts.append(count_old(confusion, manifest.old_count))
-            found.latencies_ms.append(item.latency_ms)
+            total += confusion
+            counts.put(len(latencies_ms), confusion)
+            latencies_ms.append(item.latency_ms)
         progress("scoring images", done / len(ids))
-    return found._replace(bad_images=tuple(bad_images))
-
-
-def count_old(confusion: NDArray[np.int64], old_count: int) -> OldCounts:
-    """The counts of the old classes in one image's confusion matrix, of which nothing is kept: it has K x K numbers."""
-    kept = retention_confusion(confusion, old_count)
-    true_K, hit_K = kept.sum(axis=1)[:old_count].copy(), np.diag(kept)[:old_count].copy()
-    return OldCounts(true_K, hit_K, true_K + kept.sum(axis=0)[:old_count] - hit_K)
+    return Evaluation(total, tuple(bad_images), counts.first(len(latencies_ms)), latencies_ms)
 
 
 class ImagesOfOld(NamedTuple):
@@ -103,29 +118,24 @@ class ImagesOfOld(NamedTuple):
     of_each: tuple[int, ...]
 
 
-def images_of_old(found: Sequence[OldCounts], manifest: Manifest) -> ImagesOfOld:
+def images_of_old(found: OldCounts, manifest: Manifest) -> ImagesOfOld:
     """In how many of the images a pixel is truly of an old class."""
     names = manifest.class_names[: manifest.old_count]
-    shown_NK = np.array([item.true_K > 0 for item in found], dtype=bool).reshape(len(found), len(names))
+    shown_NK = found.true_NK > 0
     objects = [channel for channel, name in enumerate(names) if name != manifest.background]
     of_any = shown_NK[:, objects or list(range(len(names)))].any(axis=1).sum()
     return ImagesOfOld(int(of_any), tuple(int(count) for count in shown_NK.sum(axis=0)))
 
 
-def pair_counts(found: Sequence[OldCounts], before: Sequence[OldCounts]) -> PairedCounts:
+def pair_counts(found: OldCounts, before: OldCounts) -> PairedCounts:
     """The counts of a bundle and its parent on the same images, in the same order.
 
     Raises:
         DataError: the true pixels are not the same: images or labels changed between the two runs.
     """
-    same = len(found) == len(before) and all(
-        np.array_equal(one.true_K, two.true_K) for one, two in zip(found, before, strict=True)
-    )
-    if not same:
+    if not np.array_equal(found.true_NK, before.true_NK):
         raise DataError("the images or masks changed while they were read", hint="run the same command again")
-    stacked = [np.stack(part) for part in zip(*found, strict=True)]
-    parent = [np.stack(part) for part in zip(*before, strict=True)]
-    return PairedCounts(*stacked, *parent[1:])
+    return PairedCounts(*found, before.hit_NK, before.union_NK)
 
 
 def check_channels(mask_HW: NDArray[np.uint8], class_count: int) -> None:

@@ -83,10 +83,10 @@ def score_images(
 
 def _drop_intervals(found: Evaluation, before: Evaluation | None) -> tuple[Interval, ...]:
     """Of the drop of the old mIoU, and of each old class; empty where there is nothing to compare."""
-    if before is None or not found.old_counts or not len(found.old_counts[0].true_K):
+    if before is None or not found.old_counts.true_NK.size:
         return ()
     counts = pair_counts(found.old_counts, before.old_counts)
-    return bootstrap_intervals(old_drops(counts), len(found.old_counts))
+    return bootstrap_intervals(old_drops(counts), len(counts.true_NK))
 
 
 def _rows(confusion: NDArray[np.int64]) -> Confusion:

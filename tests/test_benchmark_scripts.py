@@ -14,7 +14,7 @@ from fakes import HEIGHT_PX, WIDTH_PX
 
 from edge_ilseg.bundle import read_manifest
 from edge_ilseg.data.folder import Folder
-from edge_ilseg.devices.evaluation import count_old
+from edge_ilseg.devices.evaluation import OldCounts
 from edge_ilseg.devices.limits import Limits
 from edge_ilseg.devices.loaded_bundle import load_bundle
 from edge_ilseg.devices.verification import VerifyRequest
@@ -83,16 +83,18 @@ def test_the_long_run_scores_so_many_images_and_looks_at_the_memory_ten_times(im
     memory_mib, kept = verify_pipeline.long_run(session, images, images.ids("test")[:7], manifest, 30)
     assert [done for done, _ in memory_mib] == list(range(3, 31, 3))
     assert all(mib > 10 for _, mib in memory_mib)
-    assert len(kept.latencies_ms) == len(kept.old_counts) == 30
+    assert len(kept.latencies_ms) == len(kept.old_counts.true_NK) == 30
 
 
 @pytest.mark.parametrize("class_count", [21, 151])
 def test_of_an_image_an_evaluation_keeps_three_numbers_a_class_and_no_confusion_matrix(class_count: int) -> None:
     confusion = np.random.default_rng(0).integers(0, 100, (class_count, class_count))
-    counts = [count_old(confusion, class_count - 1) for _ in range(50)]
-    found = verify_pipeline.Evaluation(confusion, (), counts, [1.5] * 50)
-    numbers_bytes = 3 * 8 * (class_count - 1)
-    assert numbers_bytes < verify_pipeline.kept_bytes(found) / 50 < numbers_bytes + 600
+    counts = OldCounts.empty(50, class_count - 1)
+    for place in range(50):
+        counts.put(place, confusion)
+    found = verify_pipeline.Evaluation(confusion, (), counts.first(40), [1.5] * 40)
+    numbers_bytes = 3 * 4 * (class_count - 1)
+    assert 50 * numbers_bytes < verify_pipeline.kept_bytes(found) < 50 * (numbers_bytes + 60)
 
 
 # memory of whole commands

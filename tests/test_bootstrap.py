@@ -22,7 +22,7 @@ from edge_ilseg.devices.bootstrap import (
     old_drops,
     student_quantile,
 )
-from edge_ilseg.devices.evaluation import count_old, pair_counts
+from edge_ilseg.devices.evaluation import OldCounts, pair_counts
 from edge_ilseg.errors import DataError
 from edge_ilseg.metrics import confusion_matrix, retention_confusion
 
@@ -32,9 +32,14 @@ OLD_COUNT, CLASS_COUNT = simulation.OLD_COUNT, simulation.CLASS_COUNT
 
 
 def paired(bundle_NKK: NDArray[np.int64], parent_NKK: NDArray[np.int64]) -> PairedCounts:
-    return pair_counts(
-        [count_old(item, OLD_COUNT) for item in bundle_NKK], [count_old(item, OLD_COUNT) for item in parent_NKK]
-    )
+    return pair_counts(count_old(bundle_NKK), count_old(parent_NKK))
+
+
+def count_old(confusion_NKK: NDArray[np.int64]) -> OldCounts:
+    counts = OldCounts.empty(len(confusion_NKK), OLD_COUNT)
+    for place, confusion in enumerate(confusion_NKK):
+        counts.put(place, confusion)
+    return counts
 
 
 def drawn(seed: int, count: int, world: World = World()) -> PairedCounts:  # noqa: B008 - frozen
@@ -277,9 +282,9 @@ def test_the_counts_of_an_image_are_those_of_a_loop_over_its_pixels() -> None:
         union[label] += 1
         if channel < OLD_COUNT and channel != label:
             union[channel] += 1
-    found = count_old(confusion_matrix(labels_HW, predicted_HW, CLASS_COUNT), OLD_COUNT)
-    assert [part.tolist() for part in found] == [true, hit, union]
-    assert found.true_K[2] == 0 < found.union_K[2]
+    found = count_old(confusion_matrix(labels_HW, predicted_HW, CLASS_COUNT)[np.newaxis])
+    assert [part.tolist() for part in found] == [[true], [hit], [union]]
+    assert found.true_NK[0, 2] == 0 < found.union_NK[0, 2]
 
 
 def test_counts_at_once_are_counts_one_by_one() -> None:
@@ -326,6 +331,15 @@ def test_many_images_are_weighed_a_few_samples_at_a_time(monkeypatch: pytest.Mon
     np.testing.assert_allclose(
         found, bootstrap_intervals(old_drops(drawn(17, 300, EVERYWHERE)), 300, resamples=20), rtol=1e-9
     )
+
+
+def test_counts_are_summed_a_block_of_images_at_a_time_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = drawn(18, 70, EVERYWHERE)
+    weights_BN = np.random.default_rng(18).multinomial(70, np.full(70, 1 / 70), 9).astype(float)
+    expected = old_drops(counts)(weights_BN)
+    for block in (1, 7, 69, 70):
+        monkeypatch.setattr(bootstrap, "BLOCK", block)
+        np.testing.assert_array_equal(old_drops(counts)(weights_BN), expected)
 
 
 def test_images_are_drawn_with_repetition_and_left_out_once_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -82,9 +84,9 @@ class Folder:
         mask_path = self._path(image_id, self._masks, MASK_FOLDERS)
         return read_labels(mask_path, self._path(image_id, self._images, IMAGE_FOLDERS), self._code)
 
-    def _path(self, image_id: str, paths: dict[str, Path], folders: tuple[str, ...]) -> Path:
+    def _path(self, image_id: str, suffixes: dict[str, str], folders: tuple[str, ...]) -> Path:
         """The indexed file, or the one that should be there: reading that tells the user what is missing."""
-        return paths.get(image_id, _first_folder(self._root, folders) / f"{image_id}.png")
+        return _first_folder(self._root, folders) / f"{image_id}{suffixes.get(image_id, '.png')}"
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path:
@@ -99,21 +101,25 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path:
     )
 
 
-def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Image id -> file, sorted by id."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
-            continue
-        image_id = path.relative_to(folder).with_suffix("").as_posix()
-        if image_id in found:
-            raise DataError(
-                "two files have one image id",
-                where=folder,
-                found=f"{found[image_id].name} and {path.name}",
-                hint="remove or rename one of them",
-            )
-        found[image_id] = path
+def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """Image id -> suffix of its file. No paths: ten times the memory, and a device has tens of thousands of images."""
+    found: dict[str, str] = {}
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        below = Path(parent).relative_to(folder)
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() not in suffixes or name.startswith(".") or not os.path.isfile(os.path.join(parent, name)):
+                continue
+            image_id = (below / stem).as_posix()
+            if image_id in found:
+                raise DataError(
+                    "two files have one image id",
+                    where=folder,
+                    found=f"{stem}{found[image_id]} and {name}",
+                    hint="remove or rename one of them",
+                )
+            found[image_id] = sys.intern(suffix)
     return found
 
 
