@@ -97,6 +97,15 @@ def test_of_an_image_an_evaluation_keeps_three_numbers_a_class_and_no_confusion_
     assert 50 * numbers_bytes < verify_pipeline.kept_bytes(found) < 50 * (numbers_bytes + 60)
 
 
+def test_the_own_tool_of_openvino_runs_the_very_file_and_one_that_is_none_ends_it(tmp_path: Path) -> None:
+    child, _ = write_family(tmp_path, models=(("openvino", "fp32"),))
+    model = child / read_manifest(child).models[0].files[0]
+    assert verify_pipeline.own_tool(model, "throughput", 1) > 0
+    model.write_text("<net/>")
+    with pytest.raises(SystemExit, match="benchmark_app ended with"):
+        verify_pipeline.own_tool(model, "throughput", 1)
+
+
 # memory of whole commands
 
 
