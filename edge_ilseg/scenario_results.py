@@ -257,15 +257,24 @@ def summary_rows(results: ScenarioResults) -> Rows:
     )
 
 
-def class_rows(results: ScenarioResults, values: Literal["iou", "forgetting"]) -> tuple[tuple[str, ...], Rows]:
-    """Header and rows: one row a class, one column a method, means over the seeds in per cent."""
+def class_rows(
+    results: ScenarioResults, values: Literal["iou", "forgetting"], *, with_std: bool = True
+) -> tuple[tuple[str, ...], Rows]:
+    """Header and rows: one row a class, one column a method, mean ± standard deviation over the seeds in per cent.
+
+    `with_std=False` gives the means alone: many methods beside each other are too wide for a terminal.
+    """
     items = [item for item in results.summaries if values == "iou" or item.method != JOINT]
     step_of = {name: index for index, names in enumerate(results.plan.classes) for name in names}
     table: Mapping[str, list[Spread | None]] = {
         name: [(item.iou if values == "iou" else item.forgetting)[name] for item in items] for name in step_of
     }
     rows = tuple(
-        (name, str(step_of[name]), *("-" if cell is None else f"{100 * cell.mean:.1f}" for cell in cells))
+        (
+            name,
+            str(step_of[name]),
+            *(percent_spread(cell if with_std or cell is None else Spread(cell.mean, None)) for cell in cells),
+        )
         for name, cells in table.items()
     )
     return ("class", "step", *(item.method for item in items)), rows

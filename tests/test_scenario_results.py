@@ -103,10 +103,12 @@ def test_tables_have_a_row_a_method_and_a_row_a_class() -> None:
     assert rows[1][6] == "-"
     header, cells = class_rows(found, "iou")
     assert header == ("class", "step", "freeze", "joint")
-    assert ("star", "1", "30.0", "90.0") in cells
+    assert ("star", "1", "30.0 ± 14.1", "90.0") in cells
+    assert ("star", "1", "30.0", "90.0") in class_rows(found, "iou", with_std=False)[1]
     header, cells = class_rows(found, "forgetting")
     assert header == ("class", "step", "freeze")
-    assert ("star", "1", "30.0") in cells
+    assert ("star", "1", "30.0 ± 28.3") in cells
+    assert ("star", "1", "30.0") in class_rows(found, "forgetting", with_std=False)[1]
     header, cells = step_rows(found, "miou_all")
     assert header == ("method", "step 0", "step 1", "step 2")
     assert cells == (("freeze", "65.0 ± 7.1", "55.0 ± 7.1", "45.0 ± 7.1"),)
@@ -120,6 +122,7 @@ def test_markdown_says_what_was_run_and_what_is_missing() -> None:
     assert "the background counts as an old class" in text
     assert "Not finished, and left out: plop, seed 0." in text
     assert "| freeze | 50.0 ± 14.1 |" in text
+    assert "| star | 1 | 30.0 ± 28.3 |" in text
     assert "fewer seeds" not in text
 
 

@@ -46,8 +46,8 @@ def show_results(
     tables = (
         ("after the last step", SUMMARY_HEADER, summary_rows(results)),
         *((title, *step_rows(results, score)) for title, score in STEP_TABLES.items()),
-        ("IoU of each class after the last step", *class_rows(results, "iou")),
-        ("forgetting of each class, points", *class_rows(results, "forgetting")),
+        ("IoU of each class after the last step", *class_rows(results, "iou", with_std=False)),
+        ("forgetting of each class, points", *class_rows(results, "forgetting", with_std=False)),
     )
     for title, header, rows in tables:
         print_rows(title, header, rows)
