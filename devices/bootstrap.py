@@ -32,8 +32,6 @@ CHUNK = 200
 """Resamples computed at once, at most: their weights are kept in memory, one number an image."""
 WEIGHTS = 1 << 18
 """Numbers of these weights at once, at most: 2 MiB, so that 10,000 images take no more of them than 1,000."""
-BLOCK = 1024
-"""Images whose counts are floating-point numbers at once."""
 
 Weighted = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """How often each image counts, float64, B x N -> M statistics for each of the B rows, float64, B x M; nan: no value."""
@@ -189,7 +187,8 @@ def old_drops(counts: PairedCounts) -> Weighted:
     """
 
     def weighted(weights_BN: NDArray[np.float64]) -> NDArray[np.float64]:
-        true_BK, hit_BK, union_BK, parent_hit_BK, parent_union_BK = (_summed(weights_BN, part) for part in counts)
+        # one part after another, so that there is no floating-point copy of all counts
+        true_BK, hit_BK, union_BK, parent_hit_BK, parent_union_BK = (weights_BN @ part.astype(float) for part in counts)
         shown_BK = true_BK > 0
         drops_BK = np.full(true_BK.shape, np.nan)
         drops_BK[shown_BK] = 100 * (
@@ -201,12 +200,3 @@ def old_drops(counts: PairedCounts) -> Weighted:
         return np.column_stack([mean_B, drops_BK])
 
     return weighted
-
-
-def _summed(weights_BN: NDArray[np.float64], part_NK: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Of each class, what the images count; B x K. No copy of all counts is made, which are whole, as sums are."""
-    sums_BK = np.zeros((len(weights_BN), part_NK.shape[1]))
-    for start in range(0, len(part_NK), BLOCK):
-        images = slice(start, start + BLOCK)
-        sums_BK += weights_BN[:, images] @ part_NK[images].astype(np.float64)
-    return sums_BK

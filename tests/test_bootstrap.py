@@ -333,15 +333,6 @@ def test_many_images_are_weighed_a_few_samples_at_a_time(monkeypatch: pytest.Mon
     )
 
 
-def test_counts_are_summed_a_block_of_images_at_a_time_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = drawn(18, 70, EVERYWHERE)
-    weights_BN = np.random.default_rng(18).multinomial(70, np.full(70, 1 / 70), 9).astype(float)
-    expected = old_drops(counts)(weights_BN)
-    for block in (1, 7, 69, 70):
-        monkeypatch.setattr(bootstrap, "BLOCK", block)
-        np.testing.assert_array_equal(old_drops(counts)(weights_BN), expected)
-
-
 def test_images_are_drawn_with_repetition_and_left_out_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "CHUNK", 50)
     count, samples_count = 70, 2001
