@@ -291,7 +291,9 @@ def _open_in_onnxruntime(path: Path, threads: int | None, simulated: bool, hint:
 def _open_in_openvino(path: Path, threads: int | None, simulated: bool, hint: Hint) -> Opened:
     """Open a model on OpenVINO's CPU device; simulated: without low-precision transformations.
 
-    For throughput: with as many requests as OpenVINO thinks best for this model on this processor.
+    For throughput: with as many requests as OpenVINO thinks best for this model on this processor, which threads take
+    in turns. `AsyncInferQueue` holds the same requests; with it a mask would come back in a callback, of whichever
+    image is done, and not to the thread that asked for it, as onnxruntime's does.
     """
     _import_runtime("openvino")
     with path.open("rb") as file:
