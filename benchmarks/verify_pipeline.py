@@ -125,20 +125,20 @@ def _sides(
 
 
 def print_form(
-    form: str, part: Sequence[Seconds], bare_s: float, decoded_s: float, count: int, tool_fps: Sequence[float]
+    form: str, part: Sequence[Seconds], one_by_one_s: float, decoded_s: float, count: int, tool_fps: Sequence[float]
 ) -> None:
     """The rows of one form.
 
     Args:
         form: its name; empty: one image at a time.
         part: of the sides in `NAMES`.
-        bare_s: of the bare model, one image at a time.
+        one_by_one_s: of the bare model, one image at a time.
         decoded_s: of decoding alone, on one core.
         count: of the images.
         tool_fps: frames a second in the runtime's own tool, each round; empty: it was not asked.
     """
     for name, took in zip(NAMES, part, strict=True):
-        ratio = f"{bare_s / took.quickest:>6.2f} of the bare model"
+        ratio = f"{one_by_one_s / took.quickest:>6.2f} of the bare model"
         ratio += f", {part[0].quickest / took.quickest:.2f} of it in this form" if form else ""
         middle = f"(median {count / took.median:.1f})"
         print(f"  {name + form:<36}{count / took.quickest:>8.1f} frames/s {middle:<16}{ratio}")
@@ -149,8 +149,8 @@ def print_form(
         print(f"  {'benchmark_app' + form:<36}{max(tool_fps):>8.1f} frames/s {middle:<16}{ratio}")
     shares = [100 * (scores_s - less_s) / scores_s for less_s in (masks_s, labels_s)]
     print(f"  labels and counting: {shares[0]:.1f} % of the run; counting alone: {shares[1]:.1f} %")
-    decoded_s /= len(os.sched_getaffinity(0))
-    print(f"  decoding alone would leave {bare_s / (bare_s + decoded_s):.2f} of the bare model in this form")
+    least_s = bare_s + decoded_s / len(os.sched_getaffinity(0))
+    print(f"  decoding alone would leave {bare_s / least_s:.2f} of the bare model in this form")
 
 
 def print_long_run(memory_mib: Sequence[tuple[int, float]], kept: Evaluation) -> None:
