@@ -65,6 +65,19 @@ def labels_of(root: Path) -> list[list[int]]:
     return Folder(root).read_labels("a").tolist()
 
 
+def test_files_are_found_below_and_with_capital_suffixes_and_nothing_hidden_or_that_is_no_file(tmp_path: Path) -> None:
+    make_folder(tmp_path, ids=("b", "sub/a"))
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.PNG")
+    (tmp_path / "images" / ".c.png").write_bytes(b"")
+    (tmp_path / "images" / "d.png").mkdir()
+    (tmp_path / "images" / "e.png").symlink_to("nowhere")
+    (tmp_path / "images" / "notes.txt").write_text("")
+    dataset = Folder(tmp_path)
+    assert sorted({image_id for split in dataset.info.splits for image_id in dataset.ids(split)}) == ["b", "sub/a"]
+    assert [dataset.read_image(image_id)[0, 0, 0] for image_id in ("b", "sub/a")] == [1, 5]
+    assert dataset.read_labels("sub/a").tolist() == LABELS_HW.tolist()
+
+
 # --- masks ---
 
 

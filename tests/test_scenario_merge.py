@@ -84,7 +84,11 @@ def test_files_of_results_are_shown_together_and_written_where_one_says(
 ) -> None:
     first, second = write(tmp_path / "a.json", part(FIRST)), write(tmp_path / "b.json", part(SECOND))
     assert run(["scenario", "show", str(first), str(second), "--out", str(tmp_path / "out" / "together")]) == 0
-    assert "50.0 ± 14.1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "50.0 ± 14.1" in shown
+    star = [line for line in shown.splitlines() if line.startswith("│ star")]
+    assert len(star) == 2  # IoU and forgetting
+    assert not any("±" in line for line in star)  # of many methods they would be too wide
     assert load_results(tmp_path / "out" / "together" / "results.json") == part(FIRST, SECOND)
     assert "| freeze | 50.0 ± 14.1 |" in (tmp_path / "out" / "together" / "results.md").read_text(encoding="utf-8")
     assert run(["scenario", "show", str(first)]) == 0

@@ -618,6 +618,19 @@ def test_masks_are_compared_at_the_labels_full_size(family: tuple[Path, Path], t
     assert len(found.latencies_ms) == 3
 
 
+def test_of_a_bad_image_no_counts_are_kept(family: tuple[Path, Path], tmp_path: Path) -> None:
+    root = write_color_folder(tmp_path / "colors", count=5)
+    manifest = read_manifest(family[0])
+    session = load_session(family[0], manifest.models[0])
+    whole = evaluate_session(session, Folder(root), Folder(root).ids("test"), manifest)
+    (root / "images" / "001.png").write_bytes(b"no image")
+    found = evaluate_session(session, Folder(root), Folder(root).ids("test"), manifest)
+    assert [image_id for image_id, _ in found.bad_images] == ["001"]
+    for part_NK, whole_NK in zip(found.old_counts, whole.old_counts, strict=True):
+        np.testing.assert_array_equal(part_NK, np.delete(whole_NK, 1, axis=0))
+    assert whole.old_counts.true_NK.sum(axis=1).all()
+
+
 def test_the_confusion_is_that_of_a_plain_loop(forgetful: tuple[Path, Path], images: Path) -> None:
     dataset = Folder(images)
     manifest = read_manifest(forgetful[0])
